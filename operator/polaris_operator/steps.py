@@ -1,0 +1,138 @@
+"""What can be done: each step with its reason, a sentence made from the data, and the exact action.
+
+Steps are plain values that a plan consists of and `apply` carries out in order. What is shown to a
+person and what is executed is the same text, byte for byte; a secret never stands in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from polaris.sql import Sql
+from polaris.status import Reason
+
+
+@dataclass(frozen=True)
+class Execute:
+    """Statements of one transaction, as the operator's role; fenced (see `polaris.catalog.Fence`).
+
+    `guards` are conditions over the catalog that were true when the step was planned; where one no
+    longer holds the transaction is given up with Conflict and everything is observed again.
+    """
+
+    statements: tuple[Sql, ...]
+    guards: tuple[Sql, ...] = ()
+
+
+@dataclass(frozen=True)
+class ExecuteAlone:
+    """One statement outside of a transaction (CREATE INDEX CONCURRENTLY, DROP INDEX CONCURRENTLY)."""
+
+    statement: Sql
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BuildIndex:
+    """Build an index in a session of its own, which holds an advisory lock while it lives.
+
+    The build belongs to PostgreSQL: `apply` starts it and does not wait for its end. Who finds the
+    lock held watches the build and never starts a second.
+    """
+
+    index: str
+    """Name of the index, without its schema."""
+    schema: str
+    statement: Sql
+    lock: int
+    """Key of the session advisory lock that marks a live build."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Of the session: maintenance_work_mem, max_parallel_maintenance_workers, statement_timeout."""
+
+
+@dataclass(frozen=True)
+class Migrate:
+    """Bring the catalog to this code's revision."""
+
+    revision: str
+
+
+@dataclass(frozen=True)
+class WriteVaultRole:
+    """Create or update a role of Vault's database engine."""
+
+    role: str
+    group_role: str
+    """The PostgreSQL role that issued logins are members of."""
+
+
+@dataclass(frozen=True)
+class IssueLogin:
+    """Issue a login and publish it in a Secret: ledger row, Vault (or CREATE ROLE), ledger, Secret."""
+
+    owner: str
+    """`database/namespace/name` or `index/number`, as in the ledger."""
+    name: str
+    """query, worker, or the name of an entry of `access`."""
+    epoch: int
+    group_role: str
+    secret_namespace: str
+    secret_name: str
+    overlap_seconds: int
+
+
+@dataclass(frozen=True)
+class RevokeLogin:
+    """Revoke a login and make sure that it is gone: Vault's lease, sessions, role."""
+
+    credential: int
+    """Its row in the ledger."""
+    username: str | None
+    lease_id: str | None
+    drop_secret: tuple[str, str] | None = None
+    """Namespace and name of a Secret that nobody wants any more."""
+
+
+@dataclass(frozen=True)
+class SetFinalizer:
+    """Add or remove our finalizer on the object."""
+
+    present: bool
+
+
+Action: TypeAlias = (
+    Execute | ExecuteAlone | BuildIndex | Migrate | WriteVaultRole | IssueLogin | RevokeLogin | SetFinalizer
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing to do, and why."""
+
+    reason: Reason
+    sentence: str
+    action: Action
+    destructive: bool = False
+    """Whether it removes what can't be made again from the stored documents."""
+
+
+@dataclass(frozen=True)
+class Blocked:
+    """Why nothing (more) is planned: waiting for a person, or for a part to come back."""
+
+    reason: Reason
+    message: str
+    stalled: bool
+    """True: only a person helps. False: we look again by ourselves."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a decision comes to: steps in order, and what stands in the way of more."""
+
+    steps: tuple[Step, ...] = ()
+    blocked: Blocked | None = None
+    look_again_seconds: float | None = None
+    """When something is due (a rotation, a build's progress, a retry); None: at the next resync."""
