@@ -1,4 +1,4 @@
-"""Renders the CustomResourceDefinitions from the models: `python -m polaris.crd DIRECTORY`.
+"""Renders the CustomResourceDefinitions from the models (written by `polaris.generated`).
 
 Pydantic's JSON schema becomes a structural schema: references inlined, what the API server does not
 allow left out, defaults written at every level (an absent object must get the defaults below it),
@@ -7,8 +7,6 @@ and the rules of `polaris.spec` added as `x-kubernetes-validations`.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -21,7 +19,7 @@ from polaris.status import STATUSES
 
 Schema = dict[str, Any]
 
-_PLURALS = {"PolarisDatabase": "polarisdatabases", "PolarisIndex": "polarisindexes"}
+PLURALS = {"PolarisDatabase": "polarisdatabases", "PolarisIndex": "polarisindexes"}
 _SHORT = {"PolarisDatabase": "pgdb", "PolarisIndex": "pidx"}
 _DROPPED = {"title", "additionalProperties", "discriminator"}
 
@@ -146,7 +144,7 @@ def _status_schema(kind: str) -> Schema:
 
 def definition(kind: str) -> Schema:
     """Return the CustomResourceDefinition of `kind`, ready to be written as YAML."""
-    plural = _PLURALS[kind]
+    plural = PLURALS[kind]
     spec_model = SPECS[kind]
     root: Schema = {
         "type": "object",
@@ -194,17 +192,3 @@ def render(kind: str) -> str:
     """Return the CustomResourceDefinition of `kind` as YAML."""
     head = "# Made from crds/polaris/spec.py by `make crds`. Change it there.\n"
     return head + yaml.safe_dump(definition(kind), sort_keys=False, width=100, allow_unicode=True)
-
-
-def write(directory: Path) -> list[Path]:
-    """Write one file for each kind into `directory`; return their paths."""
-    paths = []
-    for kind, plural in _PLURALS.items():
-        path = directory / f"{plural}.yaml"
-        path.write_text(render(kind))
-        paths.append(path)
-    return paths
-
-
-if __name__ == "__main__":
-    write(Path(sys.argv[1]))

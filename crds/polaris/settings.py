@@ -1,7 +1,7 @@
 """Settings: one model a program, made once in its main from flags, environment and a file.
 
 Nothing reads the environment at import. Each setting has one row in `docs/settings.md`, made from
-these models (`python -m polaris.settings` prints them; a test compares).
+these models (`polaris.generated`).
 """
 
 from __future__ import annotations
@@ -240,7 +240,3 @@ def table() -> str:
         shown = f"`{default}`" if default else ""
         lines.append(f"| `{variable}` | {', '.join(programs)} | {shown} | {meaning} |")
     return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    print(table(), end="")  # noqa: T201

