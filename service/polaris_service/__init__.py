@@ -1,0 +1,1 @@
+"""The query service and its workers: documents in, passages and answers out. Holds no state."""

@@ -1,0 +1,226 @@
+"""Which index is meant by a namespace and a name, and how it serves at this moment.
+
+The catalog is asked at most once a second for each index, and at once after the operator said (by
+NOTIFY) that it changed something. A request holds one `ServedIndex` from beginning to end, so no
+answer mixes generations.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
+
+import asyncpg
+import orjson
+
+from polaris.errors import NotFound, PolarisError, Unavailable
+from polaris.names import CATALOG_CHANNEL, applied_table, chunks_table
+from polaris.spec import AttributeType, Chunking, Embedding, PolarisIndexSpec
+from polaris.sql import Sql, identifier
+from polaris_service.database import Connection, Database
+
+GenerationState = Literal["serving", "loading", "building"]
+
+FRESH_SECONDS = 1.0
+_CACHED = 4096
+
+_COLUMNS = """
+SELECT i.id, i.namespace, i.name, i.state AS index_state, i.schema_name, i.spec, i.object_generation,
+  i.serving, g.number, g.state, g.embedding, g.chunking, g.vector_index, g.ef_search, g.low_water,
+  g.recall, g.load_requested_at IS NOT NULL AS load_requested, c.id AS catalog
+FROM polaris.catalog c CROSS JOIN polaris.indexes i
+LEFT JOIN polaris.generations g ON g.index_id = i.id AND g.number = i.serving
+"""
+_ONE = _COLUMNS + "WHERE i.namespace = $1 AND i.name = $2"
+_ALL = _COLUMNS + "WHERE i.state = 'active' ORDER BY i.namespace, i.name"
+
+
+class NoSuchIndex(NotFound):
+    """No object of that name serves in this database."""
+
+    code: ClassVar[str] = "no-such-index"
+
+
+class IndexNotReady(Unavailable):
+    """The object is there, and was not made true yet."""
+
+    code: ClassVar[str] = "index-not-ready"
+
+
+@dataclass(frozen=True)
+class ServedIndex:
+    """An index as it serves: where it stands, what it promises, and its serving generation."""
+
+    id: int
+    """Number in the catalog; the payload of NOTIFY."""
+    namespace: str
+    name: str
+    schema: str
+    catalog: str
+    """The catalog's id."""
+    spec: PolarisIndexSpec
+    """The spec that was last made true."""
+    object_generation: int
+    generation: int
+    """Number of the serving generation."""
+    state: GenerationState
+    embedding: Embedding
+    """Of the serving generation."""
+    chunking: Chunking
+    vector_index: str | None
+    """Name of the valid index; None: search is exact."""
+    ef_search: int
+    low_water: int
+    """Every document with a sequence up to here was settled when this was read."""
+    recall: float | None
+    """Measured, 0 to 1."""
+    load_requested: bool
+
+    @cached_property
+    def attribute_types(self) -> Mapping[str, AttributeType]:
+        """The declared attributes, by name."""
+        return MappingProxyType({a.name: a.type for a in self.spec.attributes})
+
+    @cached_property
+    def chunks(self) -> Sql:
+        """The serving generation's table of chunks, qualified and quoted."""
+        return identifier(self.schema, chunks_table(self.generation))
+
+    @cached_property
+    def applied(self) -> Sql:
+        """The serving generation's table of what it has applied, qualified and quoted."""
+        return identifier(self.schema, applied_table(self.generation))
+
+    def table(self, name: str) -> Sql:
+        """A table of the index's schema (polaris.names), qualified and quoted."""
+        return identifier(self.schema, name)
+
+
+def served(row: Mapping[str, Any]) -> ServedIndex:
+    """Return the index that a row of the catalog describes; raise NoSuchIndex, IndexNotReady."""
+    which = f"{row['namespace']}/{row['name']}"
+    if row["index_state"] != "active":
+        raise NoSuchIndex(f"there is no index {which}: it was deleted ({row['index_state']})")
+    if row["spec"] is None or row["number"] is None:
+        raise IndexNotReady(f"index {which} is not made yet: see kubectl describe pidx", retry_after=2.0)
+    return ServedIndex(
+        id=row["id"],
+        namespace=row["namespace"],
+        name=row["name"],
+        schema=row["schema_name"],
+        catalog=row["catalog"],
+        spec=PolarisIndexSpec.model_validate(orjson.loads(row["spec"])),
+        object_generation=row["object_generation"],
+        generation=row["number"],
+        state=row["state"],
+        embedding=Embedding.model_validate(orjson.loads(row["embedding"])),
+        chunking=Chunking.model_validate(orjson.loads(row["chunking"])),
+        vector_index=row["vector_index"],
+        ef_search=row["ef_search"],
+        low_water=row["low_water"],
+        recall=row["recall"],
+        load_requested=row["load_requested"],
+    )
+
+
+async def all_served(connection: Connection) -> list[ServedIndex]:
+    """Return every index that is made true, by namespace and name."""
+    found = []
+    for row in await connection.fetch(_ALL):
+        try:
+            found.append(served(row))
+        except (NoSuchIndex, IndexNotReady):
+            continue
+    return found
+
+
+@dataclass
+class _Entry:
+    """What was found last, or is being looked up."""
+
+    at: float
+    index: ServedIndex | PolarisError
+
+
+class Indexes:
+    """Look-up of indexes, cached."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._entries: OrderedDict[tuple[str, str], _Entry] = OrderedDict()
+        self._asking: dict[tuple[str, str], asyncio.Task[ServedIndex]] = {}
+        database.listen(CATALOG_CHANNEL, self._heard)
+
+    def _heard(self, _: str | None) -> None:
+        # Rare, and a look-up costs one row: no need to tell which index is meant.
+        self.forget()
+
+    def forget(self) -> None:
+        """Ask the catalog again at the next look-up of each index."""
+        for entry in self._entries.values():
+            entry.at = float("-inf")
+        self._asking.clear()
+
+    async def get(self, namespace: str, name: str) -> ServedIndex:
+        """Return the index as it serves now, at most a second old.
+
+        Raises NoSuchIndex, IndexNotReady, DatabaseUnavailable and its kind.
+        """
+        key = (namespace, name)
+        entry = self._entries.get(key)
+        if entry and time.monotonic() - entry.at < FRESH_SECONDS:
+            if isinstance(entry.index, PolarisError):
+                raise _again(entry.index)
+            return entry.index
+        asking = self._asking.get(key)
+        if asking is None:
+            asking = self._asking[key] = asyncio.create_task(self._ask(key))
+            asking.add_done_callback(lambda task: self._asked(key, task))
+        return await asyncio.shield(asking)
+
+    def _asked(self, key: tuple[str, str], task: asyncio.Task[ServedIndex]) -> None:
+        if self._asking.get(key) is task:
+            del self._asking[key]
+        if not task.cancelled():
+            task.exception()  # Looked at, also where everybody who asked has gone.
+
+    async def _ask(self, key: tuple[str, str]) -> ServedIndex:
+        begun = time.monotonic()
+        async with self._database.connection("catalog") as connection:
+            row = await connection.fetchrow(_ONE, *key)
+        try:
+            index = self._parsed(key, row)
+        except (NoSuchIndex, IndexNotReady) as error:
+            self._keep(key, _Entry(begun, error))
+            raise
+        self._keep(key, _Entry(begun, index))
+        return index
+
+    def _parsed(self, key: tuple[str, str], row: asyncpg.Record | None) -> ServedIndex:
+        if row is None:
+            raise NoSuchIndex(f"there is no index {key[0]}/{key[1]} in this service's database")
+        return served(row)
+
+    def _keep(self, key: tuple[str, str], entry: _Entry) -> None:
+        self._entries[key] = entry
+        self._entries.move_to_end(key)
+        while len(self._entries) > _CACHED:
+            self._entries.popitem(last=False)
+
+    async def all(self) -> list[ServedIndex]:
+        """Return every index that serves, asked of the catalog now."""
+        async with self._database.connection("catalog") as connection:
+            return await all_served(connection)
+
+
+def _again(error: PolarisError) -> PolarisError:
+    """Return a copy: an error that is raised twice would gather tracebacks."""
+    if isinstance(error, Unavailable):
+        return type(error)(str(error), error.retry_after)
+    return type(error)(str(error))
