@@ -113,12 +113,14 @@ def _part_of(annotation: Any) -> type[Part] | None:
 def _shallow_defaults(schema: Schema) -> None:
     """Turn an object's default into `{}` where its fields carry the same defaults themselves.
 
-    A whole object as default would be taken as it is; with `{}` the API server fills in each field,
-    and a later version's new field gets its default in objects that are stored already.
+    The API server fills them in, and a later version's new field gets its default in objects that
+    are stored already. Not where a rule looks at the object: the API server judges a default by its
+    rules before it fills it in, and rejects the definition.
     """
     for value in schema.get("properties", {}).values():
         _shallow_defaults(value)
-        if value.get("type") == "object" and "default" in value and "required" not in value:
+        shallow = "required" not in value and "x-kubernetes-validations" not in value
+        if value.get("type") == "object" and "default" in value and shallow:
             value["default"] = {}
     if "items" in schema:
         _shallow_defaults(schema["items"])

@@ -9,6 +9,7 @@ A value enters an enum together with the code that honours it, never before.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -20,6 +21,7 @@ from pydantic import (
     Field,
     StringConstraints,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic.alias_generators import to_camel
@@ -523,15 +525,15 @@ class PolarisIndexSpec(Part):
         ),
     )
 
-    @model_validator(mode="after")
-    def _names_are_unique(self) -> Self:
+    @field_validator("attributes", "access")
+    @classmethod
+    def _names_are_unique(cls, items: list[Any]) -> list[Any]:
         # The API server enforces this through x-kubernetes-list-map-keys.
-        for field, items in (("attributes", self.attributes), ("access", self.access)):
-            names = [item.name for item in items]
-            for name in names:
-                if names.count(name) > 1:
-                    raise ValueError(f"{field}: {name!r} stands there twice")
-        return self
+        names = [item.name for item in items]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"{name!r} stands there twice")
+        return items
 
 
 # --- whole objects -----------------------------------------------------------------------------
@@ -556,9 +558,15 @@ def name_rule(kind: str) -> Rule:
 
 
 def parse_spec(model: type[S], spec: Any) -> S:
-    """Return the spec as a model; raise InvalidManifest that names the field, `/spec/…`."""
+    """Return the spec as a model; raise InvalidManifest that names the field, `/spec/…`.
+
+    As strict as the API server: "384" is no number, and yes is no boolean.
+    """
     try:
-        return model.model_validate(spec)
+        return model.model_validate_json(json.dumps(spec), strict=True)
+    except TypeError as error:
+        # YAML has values that JSON has not, such as dates.
+        raise InvalidManifest(f"/spec: {error}", "/spec") from None
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         pointer = "".join(f"/{part}" for part in ("spec", *first["loc"]))

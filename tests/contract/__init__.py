@@ -1,0 +1,1 @@
+"""What operator and service share, and the API server that holds users to it."""
