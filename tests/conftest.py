@@ -1,0 +1,26 @@
+"""What the tests of more than one part share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from kube import build
+from kube.cluster import Cluster
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Build the API server before the first test that needs it: no test's timeout is for minutes."""
+    fixtures = {name for item in session.items for name in getattr(item, "fixturenames", ())}
+    if "cluster" in fixtures and not session.config.option.collectonly:
+        capture = session.config.pluginmanager.getplugin("capturemanager")
+        with capture.global_and_fixture_disabled():
+            build.binaries()
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A real API server, shared by the whole session: use namespaces of your own."""
+    with Cluster() as running:
+        yield running

