@@ -1,0 +1,130 @@
+"""Assembly of the query service: parts from settings, an application from parts, a process from both."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+
+import polaris
+from polaris.settings import ServiceSettings
+from polaris.telemetry import configure_logging, configure_tracing, logger
+from polaris_service import problems
+from polaris_service.database import Database, Purpose
+from polaris_service.embed.registry import Embedders
+from polaris_service.gate import Gate, Policy
+from polaris_service.gate.open import OpenPolicy
+from polaris_service.gate.tokens import TokensPolicy
+from polaris_service.indexes import Indexes
+from polaris_service.metrics import Metrics
+from polaris_service.observed import Observed
+from polaris_service.parts import Parts
+from polaris_service.routes import health
+
+_log = logger(__name__)
+
+_DESCRIPTION = """
+Documents in, passages and answers with citations out, of the indexes of one database.
+
+Who may ask is Kubernetes RBAC: send a token for the service's audience as `Authorization: Bearer TOKEN`.
+Every error is a problem document (RFC 9457) with a `code` that stays the same.
+"""
+# What is in flight at SIGTERM may take so long; a pod gets 30 s from Kubernetes by default.
+_GRACE_SECONDS = 25
+
+
+def build_parts(settings: ServiceSettings) -> Parts:
+    """Make the parts that the settings ask for; nothing is opened yet."""
+    metrics = Metrics()
+    database = Database(
+        Path(settings.database_secret),
+        Purpose("query", settings.query_url or None),
+        metrics,
+        size=settings.pool_size,
+        statement_seconds=settings.request_timeout_seconds,
+    )
+    return Parts(
+        settings=settings,
+        metrics=metrics,
+        database=database,
+        indexes=Indexes(database),
+        gate=Gate(_policy(settings)),
+        embedders=Embedders.of(settings),
+    )
+
+
+def _policy(settings: ServiceSettings) -> Policy:
+    if settings.auth == "none":
+        return OpenPolicy()
+    if settings.auth == "tokens":
+        return TokensPolicy(Path(settings.tokens_file))
+    # Imported here: life without a cluster need not carry its client.
+    from polaris_service.gate.kubernetes_api import KubernetesPolicy  # noqa: PLC0415
+
+    audiences = [audience.strip() for audience in settings.audiences.split(",") if audience.strip()]
+    return KubernetesPolicy(audiences, settings.auth_cache_seconds)
+
+
+def create_app(parts: Parts) -> FastAPI:
+    """Return the application. Its lifespan starts the parts, and stops them in the other order."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with contextlib.AsyncExitStack() as stack:
+            for part in (parts.embedders, parts.gate, parts.database):
+                await part.start()
+                stack.push_async_callback(part.stop)
+            yield
+
+    app = FastAPI(
+        title="POLARIS",
+        version=polaris.__version__,
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    problems.install(app)
+    for module in (health,):
+        app.include_router(module.router(parts))
+    app.add_middleware(Observed, metrics=parts.metrics)
+    return app
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """Return a socket that listens; port 0 takes any free one. Raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+        bound.listen(1024)
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
+def run(settings: ServiceSettings) -> None:
+    """Serve until SIGTERM or SIGINT; what is in flight is finished first."""
+    configure_logging(settings.log_level)
+    configure_tracing("polaris-service")
+    app = create_app(build_parts(settings))
+    with listening(settings.host, settings.port) as bound:
+        _log.info("listening", host=settings.host, port=bound.getsockname()[1])
+        server = uvicorn.Server(
+            uvicorn.Config(
+                app,
+                loop="uvloop",
+                http="httptools",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=_GRACE_SECONDS,
+            )
+        )
+        server.run(sockets=[bound])

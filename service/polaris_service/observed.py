@@ -1,0 +1,140 @@
+"""What is written down of each request: a span, RED metrics, a line in the access log and the audit.
+
+One plain ASGI middleware around all routes. No text of a document, no question and no token is in
+any of it, and paths neither (a document's id may be a person's name): the route's template is.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from collections.abc import MutableMapping
+from typing import Any
+
+import structlog
+from opentelemetry.propagate import extract
+from opentelemetry.trace import SpanKind, StatusCode
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from polaris.telemetry import logger, tracer
+from polaris_service.gate.pipeline import SCOPE_KEY, Admission
+from polaris_service.metrics import Metrics
+
+_access = logger("polaris_service.access")
+_audit = logger("polaris_service.audit")
+_tracer = tracer(__name__)
+
+_REQUEST_ID = re.compile(r"^[A-Za-z0-9._:/+=-]{1,128}$")
+# Asked every few seconds by kubelets and Prometheus; they would bury the rest of the log.
+_QUIET = ("/livez", "/readyz", "/metrics")
+_METHODS = frozenset({"GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS", "PATCH"})
+
+
+class Observed:
+    """ASGI middleware; outermost, so that it sees what every other part answers."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, and write down how it went."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = _request_id(scope)
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        scope["polaris.request_id"] = request_id
+        outcome = _Outcome(send, request_id)
+        begun = time.perf_counter()
+        self._metrics.requests_in_flight.inc()
+        try:
+            with _tracer.start_as_current_span(
+                scope["method"], context=extract(_headers(scope)), kind=SpanKind.SERVER
+            ) as span:
+                await self._app(scope, receive, outcome)
+                route = _route(scope)
+                span.update_name(f"{scope['method']} {route}")
+                span.set_attributes(
+                    {
+                        "http.request.method": scope["method"],
+                        "http.route": route,
+                        "http.response.status_code": outcome.status,
+                    }
+                )
+                if outcome.status >= 500:
+                    span.set_status(StatusCode.ERROR)
+        finally:
+            self._metrics.requests_in_flight.dec()
+            self._write_down(scope, outcome, time.perf_counter() - begun)
+            structlog.contextvars.unbind_contextvars("request_id")
+
+    def _write_down(self, scope: Scope, outcome: _Outcome, seconds: float) -> None:
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        route = _route(scope)
+        self._metrics.requests.labels(method, route, str(outcome.status)).inc()
+        self._metrics.request_seconds.labels(method, route).observe(seconds)
+        admission = scope.get(SCOPE_KEY)
+        about: dict[str, Any] = {"method": method, "route": route, "status": outcome.status}
+        if isinstance(admission, Admission) and admission.access:
+            about["index"] = f"{admission.namespace}/{admission.name}"
+            _audit.info(
+                "access",
+                caller=admission.caller or None,
+                verb=admission.access.verb,
+                resource=f"polarisindexes/{admission.access.subresource}",
+                index=about["index"],
+                status=outcome.status,
+                outcome=_OUTCOMES.get(outcome.status, "allowed" if outcome.status < 500 else "failed"),
+            )
+        log = _access.debug if route in _QUIET else _access.info
+        log("request", **about, ms=round(seconds * 1000, 1), bytes=outcome.bytes, complete=outcome.complete)
+
+
+_OUTCOMES = {0: "aborted", 401: "unauthenticated", 403: "denied"}
+
+
+class _Outcome:
+    """Stands between the app and the server, and sees what is sent."""
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send = send
+        self._request_id = request_id.encode()
+        self.status = 0
+        self.bytes = 0
+        self.complete = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message.setdefault("headers", [])
+            message["headers"] = [*message["headers"], (b"x-request-id", self._request_id)]
+        elif message["type"] == "http.response.body":
+            self.bytes += len(message.get("body", b""))
+            self.complete = not message.get("more_body", False)
+        await self._send(message)
+
+
+def _headers(scope: MutableMapping[str, Any]) -> dict[str, str]:
+    """Return the headers that carry a trace."""
+    return {
+        name.decode("latin-1"): value.decode("latin-1")
+        for name, value in scope["headers"]
+        if name in (b"traceparent", b"tracestate", b"baggage")
+    }
+
+
+def _request_id(scope: Scope) -> str:
+    """Return the caller's own id where it is a decent one; otherwise a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            given = value.decode("latin-1")
+            if _REQUEST_ID.match(given):
+                return str(given)
+    return uuid.uuid4().hex
+
+
+def _route(scope: Scope) -> str:
+    """Return the template of the route that answered; "unmatched" keeps strangers' paths out of labels."""
+    return str(getattr(scope.get("route"), "path", None) or "unmatched")

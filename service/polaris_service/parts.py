@@ -1,0 +1,24 @@
+"""What a running service is made of: explicit, made once in `app.build_parts`, handed to routes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from polaris.settings import ServiceSettings
+from polaris_service.database import Database
+from polaris_service.embed.registry import Embedders
+from polaris_service.gate import Gate
+from polaris_service.indexes import Indexes
+from polaris_service.metrics import Metrics
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of one service. `app.create_app` starts and stops them with the application."""
+
+    settings: ServiceSettings
+    metrics: Metrics
+    database: Database
+    indexes: Indexes
+    gate: Gate
+    embedders: Embedders

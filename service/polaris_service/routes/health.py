@@ -1,0 +1,33 @@
+"""Is it alive, is it ready, what does it measure."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+
+from polaris_service.metrics import CONTENT_TYPE
+from polaris_service.parts import Parts
+
+
+def router(parts: Parts) -> APIRouter:
+    """Return /livez, /readyz and /metrics. Nobody is asked who they are: they tell nothing of documents."""
+    routes = APIRouter(tags=["health"])
+
+    @routes.get("/livez", summary="The process is alive")
+    async def livez() -> Response:
+        return Response("ok\n", media_type="text/plain")
+
+    @routes.get("/readyz", summary="The process takes requests")
+    async def readyz() -> Response:
+        """200 with the state of the database.
+
+        It stays 200 while the database is away: a service that is taken out of its Service could tell
+        nobody why (503 with a reason), and would come back later than it could.
+        """
+        problem = parts.database.problem
+        return Response(f"{problem or 'ok'}\n", media_type="text/plain")
+
+    @routes.get("/metrics", summary="Metrics in Prometheus' format")
+    async def metrics() -> Response:
+        return Response(parts.metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})
+
+    return routes
