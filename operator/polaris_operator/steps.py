@@ -28,10 +28,18 @@ class Execute:
 
 @dataclass(frozen=True)
 class ExecuteAlone:
-    """One statement outside of a transaction (CREATE INDEX CONCURRENTLY, DROP INDEX CONCURRENTLY)."""
+    """One statement outside of a transaction (DROP INDEX CONCURRENTLY), as the operator's role.
+
+    Where a lock is named, the session holds it from before the guards are looked at until the
+    statement is done: a build of the same name can't begin meanwhile, and one that ended a moment
+    ago has been seen. A lock that is held, or a guard that is false, is a Conflict.
+    """
 
     statement: Sql
     settings: Mapping[str, str] = field(default_factory=dict)
+    lock: int | None = None
+    """Key of the session advisory lock of `BuildIndex` for the same index."""
+    guards: tuple[Sql, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,9 @@ class BuildIndex:
     """Build an index in a session of its own, which holds an advisory lock while it lives.
 
     The build belongs to PostgreSQL: `apply` starts it and does not wait for its end. Who finds the
-    lock held watches the build and never starts a second.
+    lock held watches the build and never starts a second. Once the lock is ours we look again whether
+    a relation of that name is there already (a build may have ended since we observed): then there is
+    nothing to start.
     """
 
     index: str
@@ -66,6 +76,28 @@ class WriteVaultRole:
     role: str
     group_role: str
     """The PostgreSQL role that issued logins are members of."""
+
+
+@dataclass(frozen=True)
+class DeleteVaultRole:
+    """Delete a role of Vault's database engine; there may be none."""
+
+    role: str
+
+
+@dataclass(frozen=True)
+class MeasureRecall:
+    """Measure recall on a sample of the index's own rows, choose `ef_search` by it, write both down."""
+
+    index: int
+    """Number in the catalog."""
+    generation: int
+    schema: str
+    operator: Sql
+    """pgvector's operator of the generation's metric."""
+    target_percent: int
+    ef_search: int
+    """What queries use now."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +135,16 @@ class SetFinalizer:
 
 
 Action: TypeAlias = (
-    Execute | ExecuteAlone | BuildIndex | Migrate | WriteVaultRole | IssueLogin | RevokeLogin | SetFinalizer
+    Execute
+    | ExecuteAlone
+    | BuildIndex
+    | MeasureRecall
+    | Migrate
+    | WriteVaultRole
+    | DeleteVaultRole
+    | IssueLogin
+    | RevokeLogin
+    | SetFinalizer
 )
 
 
@@ -133,6 +174,19 @@ class Plan:
     """What a decision comes to: steps in order, and what stands in the way of more."""
 
     steps: tuple[Step, ...] = ()
+    withheld: tuple[Step, ...] = ()
+    """What would have to be done and is not: shown in `status.plan`, never carried out."""
     blocked: Blocked | None = None
     look_again_seconds: float | None = None
     """When something is due (a rotation, a build's progress, a retry); None: at the next resync."""
+
+
+def statements(action: Action) -> str:
+    """Return the exact text that an action runs in PostgreSQL; "" where it asks somebody else."""
+    match action:
+        case Execute():
+            return ";\n".join(action.statements)
+        case ExecuteAlone() | BuildIndex():
+            return action.statement
+        case _:
+            return ""

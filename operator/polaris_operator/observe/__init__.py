@@ -1,0 +1,1 @@
+"""What there is: reads PostgreSQL, the catalog, Vault and Secrets; changes nothing."""

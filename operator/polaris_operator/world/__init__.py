@@ -1,0 +1,1 @@
+"""What `observe` found: plain frozen values that `plan` and `conditions` decide from."""
