@@ -66,7 +66,7 @@ class Catalog(Base):
     """One row: which catalog this is, and which code may use it."""
 
     __tablename__ = "catalog"
-    __table_args__ = (CheckConstraint("only", name="only"),)
+    __table_args__ = (CheckConstraint('"only"', name="only"),)
 
     only: Mapped[bool] = mapped_column(primary_key=True, server_default=text("true"))
     id: Mapped[str]

@@ -127,7 +127,7 @@ CLOCK = Table(
         Column("sequence", "bigint", "NOT NULL DEFAULT 0"),
     ),
     ("only",),
-    ("CHECK (only)",),
+    ('CHECK ("only")',),
 )
 DOCUMENTS_BY_SEQUENCE = Index("stored_documents_by_sequence", names.DOCUMENTS, Sql("USING btree (sequence)"))
 

@@ -37,7 +37,7 @@ def upgrade() -> None:
         sa.Column("id", sa.String(), nullable=False),
         sa.Column("oldest_code", sa.Integer(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
-        sa.CheckConstraint("only", name=op.f("catalog_only_check")),
+        sa.CheckConstraint('"only"', name=op.f("catalog_only_check")),
         sa.PrimaryKeyConstraint("only", name=op.f("catalog_pk")),
         schema="polaris",
     )
