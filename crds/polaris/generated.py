@@ -47,7 +47,8 @@ def _changes() -> str:
 def files() -> Iterator[tuple[Path, str]]:
     """Yield each file that is made from the code, with what it should hold."""
     for kind, plural in crd.PLURALS.items():
-        yield Path("crds") / f"{plural}.yaml", crd.render(kind)
+        for folder in ("crds", "charts/polaris/crds"):
+            yield Path(folder) / f"{plural}.yaml", crd.render(kind)
     yield Path("docs/settings.md"), _SETTINGS.format(table=settings.table())
     yield Path("docs/changes.md"), _changes()
 

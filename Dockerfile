@@ -1,0 +1,54 @@
+# syntax=docker/dockerfile:1
+# Two images from one file: `--target polaris` (operator, service, worker, migrations, command line) and
+# `--target embedder` (the local embedding model). The base is a digest in release builds.
+ARG BASE=debian:trixie-slim
+
+FROM ${BASE} AS build
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends python3 python3-venv \
+ && rm -rf /var/lib/apt/lists/*
+WORKDIR /build
+COPY requirements-build.txt ./
+RUN python3 -m venv /opt/tools && /opt/tools/bin/pip install --no-cache-dir --require-hashes -r requirements-build.txt
+ENV UV_LINK_MODE=copy UV_NO_CACHE=1 UV_COMPILE_BYTECODE=1
+
+FROM build AS build-polaris
+COPY requirements.txt ./
+RUN python3 -m venv --without-pip /opt/polaris \
+ && /opt/tools/bin/uv pip install --python /opt/polaris/bin/python --require-hashes -r requirements.txt
+COPY pyproject.toml README.md LICENSE ./
+COPY crds crds
+COPY migrations migrations
+COPY operator operator
+COPY service service
+RUN /opt/tools/bin/python -m hatchling build --target wheel --directory /build/dist \
+ && /opt/tools/bin/uv pip install --python /opt/polaris/bin/python --no-deps dist/*.whl
+
+FROM build AS build-embedder
+COPY requirements-embedder.txt ./
+RUN python3 -m venv --without-pip /opt/polaris \
+ && /opt/tools/bin/uv pip install --python /opt/polaris/bin/python --require-hashes -r requirements-embedder.txt
+COPY --from=build-polaris /build/dist /build/dist
+RUN /opt/tools/bin/uv pip install --python /opt/polaris/bin/python --no-deps dist/*.whl
+# The model is repacked once, here, so that a pod with a read-only file system starts in seconds.
+RUN POLARIS_CACHE=/opt/polaris/cache /opt/polaris/bin/polaris embedder --prepare
+
+FROM ${BASE} AS runtime
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends python3 ca-certificates \
+ && rm -rf /var/lib/apt/lists/* /var/cache/apt \
+ && groupadd --gid 10001 polaris && useradd --uid 10001 --gid 10001 --no-create-home --shell /usr/sbin/nologin polaris
+ENV PATH=/opt/polaris/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+USER 10001:10001
+ENTRYPOINT ["polaris"]
+
+FROM runtime AS embedder
+COPY --from=build-embedder /opt/polaris /opt/polaris
+ENV POLARIS_CACHE=/opt/polaris/cache
+EXPOSE 8081
+CMD ["embedder"]
+
+FROM runtime AS polaris
+COPY --from=build-polaris /opt/polaris /opt/polaris
+EXPOSE 8080 9090 9091
+CMD ["--help"]
