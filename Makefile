@@ -2,7 +2,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-REQUIREMENTS := requirements.txt requirements-local.txt requirements-dev.txt requirements-build.txt
 UV := $(BIN)/uv
 
 .DEFAULT_GOAL := help
@@ -69,4 +68,5 @@ lock: $(UV) ## pin all dependencies anew, with hashes (UPGRADE=1: to the newest)
 	$$compile requirements-build.in -o requirements-build.txt && \
 	$$compile pyproject.toml --extra local --group dev -c requirements-build.txt -o requirements-dev.txt && \
 	$$compile pyproject.toml --extra local -c requirements-dev.txt -o requirements-local.txt && \
-	$$compile pyproject.toml --extra operator --extra service -c requirements-dev.txt -o requirements.txt
+	$$compile pyproject.toml --extra operator --extra service -c requirements-dev.txt -o requirements.txt && \
+	$$compile pyproject.toml --extra embedder -c requirements-dev.txt -o requirements-embedder.txt
