@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -52,10 +52,10 @@ class ClusterError(Exception):
 
 
 class Cluster:
-    """A control plane of its own, with its data in a temporary folder.
+    """A control plane of its own, with its data in a temporary folder, which `start` makes.
 
-    `with Cluster() as cluster:`, or `start()` and `stop()`. One that was stopped can't be started
-    again. Building the binaries comes first where they are missing, and takes minutes.
+    `with Cluster() as cluster:`, or `start()` and `stop()`; started again it is empty, and has another
+    address. Building the binaries comes first where they are missing, and takes minutes.
     """
 
     def __init__(self, binaries: Mapping[str, Path] | None = None) -> None:
@@ -103,7 +103,10 @@ class Cluster:
         self._kill("kube-apiserver")
 
     def start_api_server(self) -> None:
-        """Start the API server on its port and data, and return when it is ready."""
+        """Start the API server on its port and data, and return when it is ready.
+
+        What watches it comes back by its own back-off: the controller manager too, within 30 s.
+        """
         self._run(
             "kube-apiserver",
             f"--etcd-servers=unix://{self.folder / 'etcd.sock'}",
@@ -123,6 +126,15 @@ class Cluster:
             "--profiling=false",
         )
         self._wait_for("kube-apiserver", self._api_server_is_ready)
+
+    @contextlib.contextmanager
+    def api_server_stopped(self) -> Iterator[None]:
+        """For tests of a fault: what follows them in a shared cluster has its API server back."""
+        self.stop_api_server()
+        try:
+            yield
+        finally:
+            self.start_api_server()
 
     def stop_controller_manager(self) -> None:
         """Kill the controller manager: nothing is collected, no namespace is deleted."""
@@ -258,6 +270,7 @@ class Cluster:
         keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         keeper.bind(("127.0.0.1", 0))
         self._port: int = keeper.getsockname()[1]
+        self._trust = None
         self.folder = Path(tempfile.mkdtemp(prefix="polaris-kube-"))
         self._resources.callback(shutil.rmtree, self.folder, ignore_errors=True)
         self._certificates = self.folder / "certificates"
@@ -291,7 +304,8 @@ class Cluster:
             )
 
     def _kill(self, name: str) -> None:
-        leash.stop(self._processes.pop(name))
+        if process := self._processes.pop(name, None):
+            leash.stop(process)
 
     def _wait_for(self, name: str, ready: Callable[[], bool]) -> None:
         deadline = time.monotonic() + _START_SECONDS

@@ -190,10 +190,8 @@ def test_helm_installs_and_removes_a_chart(cluster: Cluster, namespace: str, tmp
 def test_an_api_server_stopped_and_started_again_has_its_objects(cluster: Cluster, namespace: str) -> None:
     url = cluster.url
     cluster.kubectl("create", "configmap", "kept", "-n", namespace, "--from-literal=a=b")
-    cluster.stop_api_server()
-    with pytest.raises(ToolError, match="refused"):
+    with cluster.api_server_stopped(), pytest.raises(ToolError, match="refused"):
         cluster.kubectl("get", "configmap", "kept", "-n", namespace)
-    cluster.start_api_server()
     assert cluster.url == url
     kept = cluster.api("GET", f"/api/v1/namespaces/{namespace}/configmaps/kept").json()
     assert kept["data"] == {"a": "b"}
