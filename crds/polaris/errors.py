@@ -22,6 +22,7 @@
     │   ├── GeneratorUnavailable
     │   └── Overloaded
     ├── Refused                   a part answered, and said no; trying again will not help
+    │   ├── DatabaseRefused
     │   ├── EmbedderRefused
     │   ├── GeneratorRefused
     │   └── VaultRefused
@@ -128,6 +129,10 @@ class Overloaded(Unavailable):
 
 class Refused(PolarisError):
     """A part answered and said no, or said something that cannot be used."""
+
+
+class DatabaseRefused(Refused):
+    """PostgreSQL does not let this login in, or its certificate is not the one expected."""
 
 
 class EmbedderRefused(Refused):

@@ -1,0 +1,440 @@
+"""The door to PostgreSQL: the only module that opens connections.
+
+Every session first becomes `polaris_operator`: CREATEROLE is not inherited, and what a leased login
+itself created or granted could never be dropped with it. The search path is PostgreSQL's catalog and
+the schema of pgvector, so nobody's `public` can put a function before ours.
+
+What PostgreSQL says is translated here, by SQLSTATE, into the tree of `polaris.errors`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import psycopg2
+import psycopg2.extensions
+from sqlalchemy import URL, Connection, CursorResult, Engine, create_engine, exc
+from sqlalchemy.pool import NullPool, QueuePool
+
+from polaris import names
+from polaris.errors import (
+    Conflict,
+    DatabaseRefused,
+    DatabaseUnavailable,
+    DeadlineExceeded,
+    PolarisError,
+    Prerequisite,
+)
+from polaris.spec import TlsMode
+from polaris.sql import Sql, compose, identifier, literal
+from polaris.telemetry import logger
+from polaris_operator import bootstrap
+from polaris_operator.steps import BuildIndex, ExecuteAlone
+
+log = logger(__name__)
+
+_CONNECT_SECONDS = 5
+_READ_MILLISECONDS = 60_000
+_WRITE_MILLISECONDS = 600_000
+# A statement that waits for a lock makes all that come after it wait too.
+_LOCK_MILLISECONDS = 5_000
+# Where no authority is named: the system's. libpq's own word for them depends on how it was built.
+_SYSTEM_AUTHORITIES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt")
+
+_SEARCH_PATH = Sql(
+    "SELECT pg_catalog.set_config('search_path', coalesce("
+    "(SELECT 'pg_catalog, ' || pg_catalog.quote_ident(n.nspname) FROM pg_catalog.pg_extension e"
+    " JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'vector'),"
+    " 'pg_catalog'), {local})"
+)
+# The row of an installation appears with its first operator. The epoch stays where the holder is the
+# same process: two PolarisDatabases may lead to one database.
+_TAKE_OVER = """
+WITH installation AS (
+  INSERT INTO polaris.installations (id, name, heartbeat_at) VALUES (%(id)s, %(name)s, now())
+  ON CONFLICT (id) DO UPDATE SET name = excluded.name, heartbeat_at = now() RETURNING id
+)
+INSERT INTO polaris.fences AS fence (installation_id, epoch, holder)
+SELECT id, 1, %(holder)s FROM installation
+ON CONFLICT (installation_id) DO UPDATE SET holder = excluded.holder,
+  epoch = CASE WHEN fence.holder = excluded.holder THEN fence.epoch ELSE fence.epoch + 1 END
+RETURNING epoch
+"""
+_END_OLDER = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE CASE WHEN application_name ~ %(ours)s
+  THEN split_part(application_name, '/', 4)::bigint < %(epoch)s ELSE false END
+"""
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where a database is, and how connections to it are protected."""
+
+    host: str
+    port: int
+    database: str
+    sslmode: TlsMode = TlsMode.VERIFY_FULL
+    ca: str | None = None
+    """Certificates of the authority, PEM; None: the system's authorities."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A login."""
+
+    username: str
+    password: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Fence:
+    """Who writes: an installation, and the epoch of this process."""
+
+    installation: uuid.UUID
+    epoch: int
+
+
+def run(connection: Connection, statement: Sql) -> CursorResult[Any]:
+    """Execute a statement as it is: nothing in it is taken for a parameter, not even `%`."""
+    return connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
+
+
+class Postgres:
+    """One database, for one PolarisDatabase. Used by several threads at a time."""
+
+    def __init__(self, server: Server, identity: Identity) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="polaris-postgres-")
+        self.fence: Fence | None = None
+        """Set by `take_over`; nothing is written without it."""
+        self.server = server
+        self.identity = identity
+        self._pooled, self._single = self._engines()
+
+    # Which login
+
+    def log_in(self, server: Server, identity: Identity) -> None:
+        """Use another login (or server) from now on; what is under way ends with the old one."""
+        self.server, self.identity = server, identity
+        self._renew()
+
+    def close(self) -> None:
+        """Close what is idle; builds go on in PostgreSQL."""
+        self._pooled.dispose()
+        self._folder.cleanup()
+
+    # Ways in
+
+    @contextlib.contextmanager
+    def probe(self) -> Iterator[Connection]:
+        """Read as the bare login, before it is known whether `polaris_operator` is there."""
+        with self._transaction("READ ONLY", _READ_MILLISECONDS, role=False) as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Connection]:
+        """Read one consistent picture: all statements see the same moment."""
+        mode = "ISOLATION LEVEL REPEATABLE READ READ ONLY"
+        with self._transaction(mode, _READ_MILLISECONDS) as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def write(self, guards: Sequence[Sql] = ()) -> Iterator[Connection]:
+        """One transaction, committed at the end, in which we hold the fence and every guard is true.
+
+        Raises Conflict where another process has taken over, a guard is false, or a lock is not had
+        in time.
+        """
+        with self._transaction("READ WRITE", _WRITE_MILLISECONDS) as connection:
+            self._hold_fence(connection)
+            _check(connection, guards)
+            yield connection
+
+    @contextlib.contextmanager
+    def unfenced(self) -> Iterator[Connection]:
+        """One transaction that writes before there is a fence: migrating, taking over."""
+        with self._transaction("READ WRITE", _WRITE_MILLISECONDS) as connection:
+            yield connection
+
+    def alone(self, action: ExecuteAlone) -> None:
+        """Run one statement outside of a transaction, in a session of its own.
+
+        Raises Conflict where its lock is held (a build lives) or a guard is false.
+        """
+        with self._session("alone", action.settings) as connection:
+            self._hold_fence(connection)
+            if action.lock is not None and not _try_lock(connection, action.lock):
+                raise Conflict(f"a build is under way, so this waits: {action.statement}")
+            _check(connection, action.guards)
+            run(connection, action.statement)
+
+    def start_build(self, action: BuildIndex, ended: Callable[[], None]) -> bool:
+        """Start a build and return at once; False where one lives or has just ended.
+
+        `ended` is called from another thread when it is over, well or badly. The build goes on in
+        PostgreSQL when this process dies: the lock of its session tells who comes next.
+        """
+        with contextlib.ExitStack() as stack:
+            connection = stack.enter_context(self._session("build", action.settings))
+            self._hold_fence(connection)
+            if not _try_lock(connection, action.lock) or _relation_exists(connection, action):
+                return False
+            session = stack.pop_all()
+        threading.Thread(
+            target=_build, args=(connection, session, action, ended), name=action.index, daemon=True
+        ).start()
+        return True
+
+    def take_over(self, installation: uuid.UUID, name: str, holder: str) -> None:
+        """Become the process that writes for this installation, and end what older ones do.
+
+        Builds of older processes are left alone: whoever comes next watches them.
+        """
+        with self.unfenced() as connection:
+            epoch: int = connection.exec_driver_sql(
+                _TAKE_OVER, {"id": str(installation), "name": name, "holder": holder}
+            ).scalar_one()
+            ours = f"^{_application(Fence(installation, epoch), '(work|alone)', '[0-9]+')}$"
+            connection.exec_driver_sql(_END_OLDER, {"ours": ours, "epoch": epoch})
+        self.fence = Fence(installation, epoch)
+        self._renew()  # The name of the sessions tells their epoch.
+        log.info("took over", installation=str(installation), epoch=epoch)
+
+    def administer(self, statements: Sequence[Sql]) -> None:
+        """Run what administrators grant once (`bootstrap.statements`), as the login, who may."""
+        with _translated(), self._single.connect() as pristine:
+            connection = pristine.execution_options(isolation_level="AUTOCOMMIT")
+            for statement in statements:
+                run(connection, statement)
+
+    def scram_verifier(self, username: str, password: str) -> str:
+        """Return what PostgreSQL keeps of a password, made here so that it never stands in SQL."""
+        with _translated(), self._pooled.connect() as connection:
+            # The connection is asked for its encoding only: nothing is sent.
+            driver = cast("psycopg2.extensions.connection", connection.connection.dbapi_connection)
+            return psycopg2.extensions.encrypt_password(password, username, driver, "scram-sha-256")
+
+    # Underneath
+
+    @contextlib.contextmanager
+    def _transaction(self, mode: str, timeout: int, *, role: bool = True) -> Iterator[Connection]:
+        with _translated(), self._pooled.connect() as connection, connection.begin():
+            prelude = compose(
+                "SET TRANSACTION {mode}; SET LOCAL statement_timeout = {timeout};"
+                " SET LOCAL lock_timeout = {lock}; {search_path}",
+                mode=Sql(mode),
+                timeout=timeout,
+                lock=_LOCK_MILLISECONDS,
+                search_path=compose(_SEARCH_PATH, local=Sql("true")),
+            )
+            run(connection, prelude)
+            if role:
+                _become_operator(connection, "SET LOCAL ROLE {role}", self.server.database)
+            yield connection
+
+    @contextlib.contextmanager
+    def _session(self, kind: str, settings: Mapping[str, str]) -> Iterator[Connection]:
+        """Open a connection outside of any transaction, with settings of its own."""
+        with _translated(), self._single.connect() as pristine:
+            connection = pristine.execution_options(isolation_level="AUTOCOMMIT")
+            name = _application(self.fence, kind)
+            # The server is not to give up a build because we are gone (PostgreSQL 14 and newer).
+            run(
+                connection,
+                Sql(
+                    "SELECT set_config(name, '0', false) FROM pg_settings"
+                    " WHERE name = 'client_connection_check_interval'"
+                ),
+            )
+            chosen = {"application_name": name, "lock_timeout": str(_LOCK_MILLISECONDS), **settings}
+            for setting, value in chosen.items():
+                set_it = "SELECT set_config({name}, {value}, false)"
+                run(connection, compose(set_it, name=literal(setting), value=literal(value)))
+            run(connection, compose(_SEARCH_PATH, local=Sql("false")))
+            _become_operator(connection, "SET ROLE {role}", self.server.database)
+            yield connection
+
+    def _hold_fence(self, connection: Connection) -> None:
+        fence = self.fence
+        if fence is None:
+            raise Conflict("this process has not taken over the catalog yet")
+        row = connection.exec_driver_sql(
+            "SELECT epoch, holder FROM polaris.fences WHERE installation_id = %s FOR SHARE",
+            (str(fence.installation),),
+        ).one_or_none()
+        if row is None:
+            self.fence = None
+            raise Conflict("the catalog was made anew: it is taken over again")
+        if row.epoch != fence.epoch:
+            raise Conflict(f"another operator has taken over: {row.holder}, epoch {row.epoch}")
+
+    def _renew(self) -> None:
+        old = self._pooled
+        self._pooled, self._single = self._engines()
+        old.dispose()
+
+    def _engines(self) -> tuple[Engine, Engine]:
+        server, identity = self.server, self.identity
+        url = URL.create(
+            "postgresql+psycopg2",
+            identity.username,
+            identity.password,
+            server.host,
+            server.port,
+            server.database,
+        )
+        arguments = {
+            "sslmode": server.sslmode.value,
+            "application_name": _application(self.fence, "work"),
+            "connect_timeout": _CONNECT_SECONDS,
+            "keepalives_idle": 30,
+            "keepalives_interval": 10,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 60_000,
+        }
+        if server.sslmode == TlsMode.VERIFY_FULL:
+            arguments["sslrootcert"] = self._authorities()
+        return (
+            create_engine(
+                url,
+                connect_args=arguments,
+                poolclass=QueuePool,
+                pool_size=2,
+                max_overflow=8,
+                pool_pre_ping=True,
+            ),
+            create_engine(url, connect_args=arguments, poolclass=NullPool),
+        )
+
+    def _authorities(self) -> str:
+        if self.server.ca is None:
+            return next((path for path in _SYSTEM_AUTHORITIES if Path(path).exists()), "system")
+        path = Path(self._folder.name, f"{names.digest({'ca': self.server.ca})}.crt")
+        path.write_text(self.server.ca)
+        return str(path)
+
+
+def _application(fence: Fence | None, kind: str, epoch: str | None = None) -> str:
+    if fence is None:
+        return "polaris-operator"
+    return f"polaris-operator/{str(fence.installation)[:8]}/{kind}/{epoch or fence.epoch}"
+
+
+def _become_operator(connection: Connection, statement: str, database: str) -> None:
+    try:
+        run(connection, compose(statement, role=identifier(names.OPERATOR_ROLE)))
+    except exc.DBAPIError as error:
+        if _sqlstate(error) not in ("22023", "42501"):
+            raise
+        raise Prerequisite(
+            f"{_said(error)}: the login must be a member of {names.OPERATOR_ROLE}",
+            bootstrap.script(bootstrap.statements(database)),
+        ) from None
+
+
+def _check(connection: Connection, guards: Sequence[Sql]) -> None:
+    for guard in guards:
+        if run(connection, compose("SELECT ({guard})", guard=guard)).scalar_one() is not True:
+            raise Conflict(f"no longer true: {guard}")
+
+
+def _try_lock(connection: Connection, key: int) -> bool:
+    return connection.exec_driver_sql("SELECT pg_try_advisory_lock(%s)", (key,)).scalar_one() is True
+
+
+def _relation_exists(connection: Connection, action: BuildIndex) -> bool:
+    name = identifier(action.schema, action.index)
+    found = connection.exec_driver_sql("SELECT to_regclass(%s)", (str(name),)).scalar_one()
+    return found is not None
+
+
+def _build(
+    connection: Connection,
+    session: contextlib.ExitStack,
+    action: BuildIndex,
+    ended: Callable[[], None],
+) -> None:
+    log.info("build started", schema=action.schema, index=action.index)
+    try:
+        with session:
+            run(connection, action.statement)
+    except PolarisError as error:
+        log.warning("build ended", schema=action.schema, index=action.index, error=str(error))
+    except Exception:
+        log.exception("build ended", schema=action.schema, index=action.index)
+    else:
+        log.info("build done", schema=action.schema, index=action.index)
+    finally:
+        ended()
+
+
+# --- what PostgreSQL says ----------------------------------------------------------------------
+
+# Where no connection comes about libpq gives no SQLSTATE, only text. These are its own words and
+# English PostgreSQL's; a server that speaks another language is taken for unavailable, and its words
+# are shown as they are.
+_REFUSALS = (
+    "authentication failed",
+    "no pg_hba.conf entry",
+    "is not permitted to log in",
+    "does not exist",
+    "permission denied for database",
+    "no password supplied",
+    "does not support SSL",
+    "certificate",
+)
+# By SQLSTATE, or by its class (the first two characters).
+_BY_STATE: dict[str, Callable[[str], PolarisError]] = {
+    "55P03": Conflict,  # lock_not_available
+    "55006": Conflict,  # object_in_use
+    "40": Conflict,  # serialization failures, deadlocks
+    "57014": DeadlineExceeded,  # query_canceled, by statement_timeout
+    "42501": Prerequisite,  # insufficient_privilege
+    "28": DatabaseRefused,
+    "08": DatabaseUnavailable,
+    "53": DatabaseUnavailable,  # disk, memory or connections run out
+    "57": DatabaseUnavailable,  # shutting down, starting up, terminated by an administrator
+    "58": DatabaseUnavailable,  # its files can't be read or written
+    "25006": DatabaseUnavailable,  # a standby
+}
+
+
+def _sqlstate(error: exc.DBAPIError) -> str | None:
+    return getattr(error.orig, "pgcode", None)
+
+
+def _said(error: exc.DBAPIError) -> str:
+    diagnosis = getattr(error.orig, "diag", None)
+    primary = getattr(diagnosis, "message_primary", None)
+    return " ".join(str(primary or error.orig).split())
+
+
+def _translate(error: exc.DBAPIError) -> PolarisError | None:
+    """Return our error for PostgreSQL's; None where it means a mistake of ours."""
+    state, said = _sqlstate(error), _said(error)
+    if state is not None:
+        make = _BY_STATE.get(state) or _BY_STATE.get(state[:2])
+        return make(said) if make else None
+    if isinstance(error.orig, psycopg2.OperationalError | psycopg2.InterfaceError):
+        refused = any(words in said for words in _REFUSALS)
+        return DatabaseRefused(said) if refused else DatabaseUnavailable(said)
+    return None
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except exc.DBAPIError as error:
+        if (ours := _translate(error)) is None:
+            raise
+        raise ours from error
+    except exc.TimeoutError as error:
+        raise DatabaseUnavailable(f"no connection of the pool was free in time: {error}") from None
