@@ -63,7 +63,7 @@ def test_migrations_lead_to_exactly_the_declared_schema(engine: Engine) -> None:
         }
         found = connection.execute(
             text(
-                "SELECT conname FROM pg_constraint WHERE contype = 'c' AND connamespace = 'polaris'::regnamespace"
+                "SELECT conname FROM pg_constraint WHERE contype='c' AND connamespace='polaris'::regnamespace"
             )
         )
         assert set(found.scalars()) == declared
