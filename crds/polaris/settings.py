@@ -6,12 +6,13 @@ these models (`polaris.generated`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from polaris.errors import InvalidInput
 
@@ -199,17 +200,42 @@ class EmbedderSettings(Settings):
     """Threads of the model; 0: one a core."""
 
 
-class UpSettings(Settings):
+class ClientSettings(Settings):
+    """Settings of the commands that talk to a service: `polaris load`, `search` and `ask`."""
+
+    server: str = "http://127.0.0.1:8080"
+    """Base address of the service."""
+    token_file: str = ""
+    """File with the token to show to the service; empty: none is shown."""
+    client_timeout_seconds: Seconds = 60
+    """Longest wait for an answer of the service."""
+    client_retry_seconds: Seconds = 300
+    """How long a load goes on trying where the service is busy or away."""
+
+    @field_validator("server")
+    @classmethod
+    def _is_an_address(cls, server: str) -> str:
+        if not re.fullmatch(r"https?://[^/\s]+(/\S*)?", server):
+            raise ValueError(f"{server!r} is no address such as http://127.0.0.1:8080")
+        return server
+
+
+class FolderSettings(Settings):
+    """Settings of the commands that reconcile without a cluster: `polaris plan`, `apply` and `get`."""
+
+    data: Path = Path(".polaris")
+    """Folder that holds everything that `polaris up` keeps; Secrets and status of objects too."""
+
+
+class UpSettings(FolderSettings):
     """Settings of `polaris up`."""
 
     host: str = "127.0.0.1"
     """Address of the service."""
     port: Port = 8080
     """Port of the service."""
-    data: Path = Path(".polaris")
-    """Folder that holds everything that `polaris up` keeps."""
     manifests: Path | None = None
-    """Folder of manifests to reconcile; without it, those of the example."""
+    """Folder of manifests to reconcile; without it, those in the data folder."""
 
 
 PROGRAMS: dict[str, type[Settings]] = {
@@ -218,6 +244,8 @@ PROGRAMS: dict[str, type[Settings]] = {
     "polaris worker": WorkerSettings,
     "polaris embedder": EmbedderSettings,
     "polaris up": UpSettings,
+    "polaris plan, apply, get": FolderSettings,
+    "polaris load, search, ask": ClientSettings,
 }
 
 

@@ -1,0 +1,177 @@
+"""The service over HTTP, as the client commands see it; its problems become our errors."""
+
+from __future__ import annotations
+
+import ipaddress
+import random
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+
+from polaris.errors import (
+    Conflict,
+    Forbidden,
+    Gone,
+    InvalidInput,
+    NotFound,
+    PolarisError,
+    Refused,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+)
+from polaris.settings import ClientSettings
+from polaris_cli.flags import WrongUsage
+
+_ERRORS: dict[int, type[PolarisError]] = {
+    401: Unauthenticated,
+    403: Forbidden,
+    404: NotFound,
+    409: Conflict,
+    410: Gone,
+    412: Conflict,
+    413: TooLarge,
+}
+_LONGEST_PAUSE = 60.0
+
+
+class Service:
+    """A connection to the service. Use it as a context manager."""
+
+    def __init__(self, settings: ClientSettings) -> None:
+        self._settings = settings
+        self.address = settings.server.rstrip("/")
+        self._client = httpx.Client(
+            base_url=self.address,
+            timeout=httpx.Timeout(settings.client_timeout_seconds, connect=5),
+            # A proxy that the environment names can't reach this machine's own loopback.
+            trust_env=not _is_loopback(self.address),
+            # Loading the authorities costs 0.2 s, which only TLS needs.
+            verify=True if self.address.startswith("https:") else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+            auth=self._authorise if settings.token_file else None,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    def get(self, path: str) -> Any:
+        """Return the JSON at a path."""
+        return self._json("GET", path)
+
+    def post(self, path: str, body: Any) -> Any:
+        """Send JSON, and return the JSON of the answer."""
+        return self._json("POST", path, json=body)
+
+    @contextmanager
+    def stream(self, method: str, path: str, **request: Any) -> Iterator[httpx.Response]:
+        """Send a request and lend the answer, to be read piece by piece."""
+        with self._translated(), self._client.stream(method, path, **request) as response:
+            if response.is_error:
+                response.read()
+            check(response)
+            yield response
+
+    def patiently(self, attempt: Callable[[], Any], tell: Callable[[str], None]) -> Any:
+        """Call `attempt` until the service is not busy or away; Unavailable after long enough.
+
+        Waits as long as Retry-After says, else longer each time, and tells a person once.
+        """
+        deadline = time.monotonic() + self._settings.client_retry_seconds
+        pause, told = 0.5, False
+        while True:
+            try:
+                return attempt()
+            except Unavailable as error:
+                wait = min(error.retry_after or pause * random.uniform(0.5, 1), _LONGEST_PAUSE)  # noqa: S311
+                if time.monotonic() + wait > deadline:
+                    raise
+                if not told:
+                    tell(f"{error}; trying again")
+                told = True
+                time.sleep(wait)
+                pause = min(pause * 2, _LONGEST_PAUSE)
+
+    def _json(self, method: str, path: str, **request: Any) -> Any:
+        with self._translated():
+            response = self._client.request(method, path, **request)
+            check(response)
+            return response.json()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx.ConnectError:
+            raise Unavailable(
+                f"nothing answers at {self.address}: start a service with 'polaris up',"
+                " or name another with --server or POLARIS_SERVER"
+            ) from None
+        except httpx.TimeoutException:
+            seconds = self._settings.client_timeout_seconds
+            raise Unavailable(f"{self.address} did not answer within {seconds:g} s") from None
+        except httpx.TransportError as error:
+            raise Unavailable(f"the connection to {self.address} broke: {error}") from None
+        except (httpx.InvalidURL, UnicodeError) as error:
+            raise WrongUsage(f"{self.address} is no address of a service: {error}") from None
+        except ValueError:
+            raise Refused(f"{self.address} is no POLARIS service: its answer is not JSON") from None
+
+    def _authorise(self, request: httpx.Request) -> httpx.Request:
+        # Read each time: a projected token is replaced while a long load runs.
+        try:
+            token = Path(self._settings.token_file).read_text("utf-8").strip()
+        except OSError as error:
+            raise WrongUsage(f"the token file {self._settings.token_file}: {error.strerror}") from None
+        request.headers["Authorization"] = f"Bearer {token}"
+        return request
+
+
+def check(response: httpx.Response) -> None:
+    """Raise the error that an answer tells of; nothing where it is a success."""
+    if not response.is_success:
+        raise problem(response.status_code, _body(response), response.headers.get("Retry-After"))
+
+
+def problem(status: int, body: Any, retry_after: str | None = None) -> PolarisError:
+    """Return the error for a problem document (RFC 9457), or for an answer that is none."""
+    body = body if isinstance(body, dict) else {}
+    detail = body.get("detail") or body.get("title") or f"the service answered {status}"
+    places = [
+        f"{e.get('pointer')}: {e.get('detail')}" for e in body.get("errors") or () if isinstance(e, dict)
+    ]
+    message = f"{detail} ({'; '.join(places)})" if places and places[0] not in detail else str(detail)
+    if status in (429, 503):
+        return Unavailable(message, _seconds(retry_after))
+    if status >= 500 and not body:
+        return Unavailable(message)
+    return _ERRORS.get(status, InvalidInput if status < 500 else Refused)(message)
+
+
+def _body(response: httpx.Response) -> Any:
+    try:
+        return response.json()
+    except ValueError:
+        return None
+
+
+def _seconds(text: str | None) -> float | None:
+    try:
+        return max(float(text or ""), 0.05)
+    except ValueError:
+        return None
+
+
+def _is_loopback(address: str) -> bool:
+    host = httpx.URL(address).host
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

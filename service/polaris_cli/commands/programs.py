@@ -1,0 +1,61 @@
+"""The commands that run until they are told to stop: `operator`, `serve`, `worker`, `embedder`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from polaris.settings import EmbedderSettings, OperatorSettings, ServiceSettings, WorkerSettings
+from polaris_cli.flags import WrongUsage, with_settings
+
+
+@with_settings(OperatorSettings)
+def operator(
+    files: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Reconcile the manifests of a folder, without a cluster."),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="With --files: where Secrets and status go. [.polaris]"),
+    ] = None,
+    *,
+    settings: OperatorSettings,
+) -> None:
+    """Run the operator, on a cluster or on a folder of manifests."""
+    from polaris_operator import main
+
+    if files is None:
+        if data is not None:
+            raise WrongUsage("--data goes with --files only: a cluster keeps its Secrets and status")
+        main.run_operator(settings)
+        return
+    if not files.is_dir():
+        raise WrongUsage(f"there is no folder {files}")
+    main.run_folder(settings, files, data or Path(".polaris"))
+
+
+@with_settings(ServiceSettings)
+def serve(*, settings: ServiceSettings) -> None:
+    """Run the query service."""
+    from polaris_service import app
+
+    app.run(settings)
+
+
+@with_settings(WorkerSettings)
+def worker(*, settings: WorkerSettings) -> None:
+    """Run a worker, which embeds what was put in."""
+    from polaris_service import worker as program
+
+    program.run_worker(settings)
+
+
+@with_settings(EmbedderSettings)
+def embedder(*, settings: EmbedderSettings) -> None:
+    """Serve the local embedding model over HTTP."""
+    from polaris_service.embed import server
+
+    server.run(settings)
