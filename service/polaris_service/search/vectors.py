@@ -1,0 +1,101 @@
+"""Query vectors: from JSON to what the driver sends in binary."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from polaris.errors import InvalidInput
+from polaris.spec import Embedding, Metric, VectorType
+
+Vector: TypeAlias = "npt.NDArray[np.float32]"
+"""One dimension, native float32."""
+
+# pgvector sums squares in float32: beyond these a distance is infinite or not a number.
+_LARGEST = float(np.finfo(np.float32).max)
+_SMALLEST = float(np.finfo(np.float32).tiny)
+
+
+def parse(value: Any, embedding: Embedding, pointer: str = "/vector") -> Vector:
+    """Return a vector given as a list of numbers or as base64 of little-endian float32.
+
+    Raises InvalidInput where it is not one that the index can compare (see `check`).
+    """
+    if isinstance(value, str):
+        vector = _from_base64(value, embedding.dimension, pointer)
+    elif isinstance(value, list):
+        vector = _from_numbers(value, embedding.dimension, pointer)
+    else:
+        raise InvalidInput("must be a list of numbers, or base64 of little-endian float32", pointer)
+    wrong = check(vector, embedding)
+    if wrong:
+        raise InvalidInput(wrong, pointer)
+    return vector
+
+
+def _from_base64(text: str, dimension: int, pointer: str) -> Vector:
+    try:
+        raw = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidInput("is not base64", pointer) from None
+    if len(raw) != 4 * dimension:
+        raise InvalidInput(
+            f"has {len(raw)} bytes, and {dimension} dimensions of float32 have {4 * dimension}", pointer
+        )
+    return np.frombuffer(raw, dtype="<f4").astype(np.float32)
+
+
+def _from_numbers(numbers: list[Any], dimension: int, pointer: str) -> Vector:
+    if len(numbers) != dimension:
+        raise InvalidInput(f"has {len(numbers)} dimensions, the index has {dimension}", pointer)
+    # Exact types: a bool is an int to isinstance, and numpy would take the string "1" for a number.
+    kinds = set(map(type, numbers))
+    if not kinds <= {int, float}:
+        at = next(i for i, number in enumerate(numbers) if type(number) not in (int, float))
+        raise InvalidInput(f"entry {at} is not a number", pointer)
+    try:
+        with np.errstate(over="ignore"):
+            return np.array(numbers, dtype=np.float64).astype(np.float32)
+    except OverflowError:
+        raise InvalidInput("has an entry beyond float32", pointer) from None
+
+
+def check(vector: Vector, embedding: Embedding) -> str | None:
+    """Return why the index cannot compare with this vector; None where it can.
+
+    What counts is the vector as PostgreSQL will hold it: a half-precision number ends at 65,504, and
+    what is below 6e-8 becomes zero.
+    """
+    if vector.shape != (embedding.dimension,):
+        return f"has {vector.size} dimensions, the index has {embedding.dimension}"
+    finite = np.isfinite(vector)
+    if not finite.all():
+        return f"entry {int(np.argmin(finite))} is not a finite number of float32"
+    with np.errstate(over="ignore", under="ignore"):
+        held = vector.astype(np.float16) if embedding.type == VectorType.HALFVEC else vector
+    if not np.isfinite(held).all():
+        return "has an entry beyond 65504, the largest of a halfvec"
+    square = _squared_length(held)
+    if square > _LARGEST:
+        return "is too long: its squared length is beyond float32"
+    if embedding.metric == Metric.COSINE and square < _SMALLEST:
+        return "is zero, and has no direction that cosine could compare"
+    return None
+
+
+def _squared_length(held: npt.NDArray[np.float16] | Vector) -> float:
+    wide = held.astype(np.float64)
+    return float(np.dot(wide, wide))
+
+
+def score(distance: float, metric: Metric) -> float:
+    """Return the score of a hit, higher is better.
+
+    Cosine similarity (1 to -1); for l2 the distance with its sign changed; for ip the inner product
+    (pgvector's own distance is the negative one).
+    """
+    return 1.0 - distance if metric == Metric.COSINE else -distance
