@@ -51,10 +51,13 @@ class Line:
 
 @dataclass(frozen=True)
 class Refused:
-    """A document, or a file, that can't be loaded: a sentence says why."""
+    """A document, or a file, that can't be loaded; `why` goes on where `source` ends."""
 
     source: str
     why: str
+
+    def __str__(self) -> str:
+        return f"{self.source} {self.why}"
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,21 @@ def check(paths: Sequence[Path]) -> None:
             raise WrongUsage(f"there is no file or folder {path}")
 
 
+def count_documents(paths: Sequence[Path]) -> int:
+    """Return how many documents there will be, at most; for progress."""
+    return sum(_count(found.file) for path in paths for found in _walk(path, Options()))
+
+
+def _count(file: Path) -> int:
+    if file.suffix.lower() not in formats.NDJSON:
+        return 1
+    try:
+        with file.open("rb") as opened:
+            return sum(block.count(b"\n") for block in iter(lambda: opened.read(2**20), b"")) or 1
+    except OSError:
+        return 1
+
+
 def documents(paths: Sequence[Path], options: Options) -> Iterator[Item]:
     """Yield the documents of files and folders, in the order of the paths, then of names.
 

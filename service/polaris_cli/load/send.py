@@ -1,0 +1,137 @@
+"""Documents to the service: in batches that bound memory, again where it is busy or away.
+
+A batch is small enough for its results to fit in the sockets' buffers, so neither side waits for
+the other. Documents are idempotent, so what was not answered for is sent again.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from polaris.errors import Unavailable
+from polaris_cli.client import Service, problem
+from polaris_cli.load.document import Line, Refused, Skipped
+from polaris_cli.load.files import Item
+from polaris_cli.names import IndexName
+from polaris_cli.show import Meter
+
+_BATCH_LINES = 200
+_BATCH_BYTES = 4 * 2**20
+_BUSY = {429, 503}
+_FIRST_LOOK, _LONGEST_LOOK = 0.1, 1.0
+
+
+@dataclass
+class Summary:
+    """What became of a load."""
+
+    new: int = 0
+    """Documents that are new or changed."""
+    unchanged: int = 0
+    refused: list[Refused] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    assumed: list[Line] = field(default_factory=list)
+    """Documents whose encoding had to be assumed; without their data."""
+    sequence: int = 0
+    """The highest that was given out: what `after_sequence` takes."""
+
+    @property
+    def documents(self) -> int:
+        """Documents that the index holds now by this load."""
+        return self.new + self.unchanged
+
+
+class Loader:
+    """Loads into one index; tells of each refusal as it comes."""
+
+    def __init__(self, service: Service, index: IndexName, tell: Callable[[str], None]) -> None:
+        self._service = service
+        self._index = index
+        self._tell = tell
+        self.summary = Summary()
+
+    def load(self, items: Iterable[Item], meter: Meter) -> None:
+        """Send all; raises where the service refuses the whole, or stays away for too long."""
+        done = 0
+        for batch in _batches(self._lines(items)):
+            self._send(batch)
+            done += len(batch)
+            meter.set(done)
+
+    def wait(self, meter: Meter) -> None:
+        """Return once the index has nothing left to do for what was put in."""
+        pause, most = _FIRST_LOOK, 0
+        while pending := self._pending():
+            most = max(most, pending)
+            meter.set(most - pending, most)
+            time.sleep(pause)
+            pause = min(pause * 2, _LONGEST_LOOK)
+
+    def _pending(self) -> int:
+        info = self._service.patiently(lambda: self._service.get(self._index.path), self._tell)
+        return int(info["pending"])
+
+    def _lines(self, items: Iterable[Item]) -> Iterator[Line]:
+        for item in items:
+            match item:
+                case Line():
+                    yield item
+                case Refused():
+                    self._refuse(item)
+                case Skipped():
+                    self.summary.skipped.append(item)
+
+    def _refuse(self, refused: Refused) -> None:
+        self._tell(str(refused))
+        self.summary.refused.append(refused)
+
+    def _send(self, batch: Sequence[Line]) -> None:
+        left = list(batch)
+
+        def attempt() -> None:
+            for result in self._results(left):
+                self._take(left.pop(0), result)
+            if left:
+                raise Unavailable(f"the service broke off with {len(left)} documents to go")
+
+        self._service.patiently(attempt, self._tell)
+
+    def _results(self, lines: Sequence[Line]) -> Iterator[Mapping[str, Any]]:
+        request = {
+            "content": b"\n".join(line.data for line in lines) + b"\n",
+            "headers": {"Content-Type": "application/x-ndjson"},
+        }
+        path = f"{self._index.path}/documents"
+        with self._service.stream("POST", path, **request) as response:
+            for _, text in zip(range(len(lines)), response.iter_lines(), strict=False):
+                yield json.loads(text)
+
+    def _take(self, line: Line, result: Mapping[str, Any]) -> None:
+        status = result.get("status", 202)
+        if status in _BUSY:
+            raise problem(status, result, str(result.get("retry_after", "")))
+        if status >= 400:
+            self._refuse(Refused(line.source, f"was refused: {problem(status, result)}"))
+            return
+        self.summary.sequence = max(self.summary.sequence, result.get("sequence") or 0)
+        self.summary.new += status == 202
+        self.summary.unchanged += status != 202
+        if line.assumed:
+            self.summary.assumed.append(Line(line.source, b"", line.id, line.assumed))
+
+
+def _batches(lines: Iterable[Line]) -> Iterator[list[Line]]:
+    batch: list[Line] = []
+    size = 0
+    for line in lines:
+        if batch and (len(batch) == _BATCH_LINES or size + len(line.data) > _BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(line)
+        size += len(line.data)
+    if batch:
+        yield batch
