@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from textwrap import indent
+from typing import Any
 
 from polaris import names
 from polaris.sql import Sql, compose, identifier, literal
@@ -218,12 +219,12 @@ class VaultSetup:
     audience: str = "vault"
 
 
-def operator_role_parameters(connection: str = "polaris") -> dict[str, object]:
-    """Return the role `polaris-operator` of Vault's database engine, as its API takes it."""
+def vault_role_parameters(group_role: str, connection: str = "polaris") -> dict[str, Any]:
+    """Return a role of Vault's database engine that issues members of a group, as its API takes it."""
     return {
         "db_name": connection,
-        "creation_statements": [creation_statement(names.OPERATOR_ROLE)],
-        "revocation_statements": list(REVOCATION_STATEMENTS),
+        "creation_statements": [str(creation_statement(group_role))],
+        "revocation_statements": [str(statement) for statement in REVOCATION_STATEMENTS],
         "default_ttl": LOGIN_SECONDS,
         "max_ttl": LOGIN_MAX_SECONDS,
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
+from uuid import UUID
 
 from polaris.sql import Sql
 from polaris.status import Reason
@@ -70,6 +71,15 @@ class Migrate:
 
 
 @dataclass(frozen=True)
+class TakeOver:
+    """Become the process that writes for this installation: its fence in the catalog is raised."""
+
+    installation: UUID
+    name: str
+    """For people."""
+
+
+@dataclass(frozen=True)
 class WriteVaultRole:
     """Create or update a role of Vault's database engine."""
 
@@ -128,6 +138,13 @@ class RevokeLogin:
 
 
 @dataclass(frozen=True)
+class RevokeLease:
+    """Revoke a lease that no row of the ledger knows: left by a crash between lease and ledger."""
+
+    lease_id: str
+
+
+@dataclass(frozen=True)
 class SetFinalizer:
     """Add or remove our finalizer on the object."""
 
@@ -140,10 +157,12 @@ Action: TypeAlias = (
     | BuildIndex
     | MeasureRecall
     | Migrate
+    | TakeOver
     | WriteVaultRole
     | DeleteVaultRole
     | IssueLogin
     | RevokeLogin
+    | RevokeLease
     | SetFinalizer
 )
 

@@ -1,0 +1,26 @@
+"""The doors that one reconcile goes through, together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from polaris_operator.objects import Key, Objects
+from polaris_operator.postgres import Postgres
+from polaris_operator.vault import Vault
+
+
+@dataclass(frozen=True)
+class Doors:
+    """What a PolarisDatabase leads to."""
+
+    database: Key
+    """The PolarisDatabase."""
+    objects: Objects
+    postgres: Postgres
+    vault: Vault | None
+    """None where the operator issues logins itself."""
+    holder: str
+    """This process, in the fence."""
+    wake: Callable[[Key], None]
+    """Look at an object again soon (a build of its has ended)."""
