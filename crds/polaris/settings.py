@@ -220,6 +220,15 @@ class ClientSettings(Settings):
         return server
 
 
+class MigrateSettings(Settings):
+    """Settings of `polaris migrate`: a login that is a member of `polaris_operator`."""
+
+    database_secret: str = ""
+    """Folder that holds the login's Secret as files, one a key."""
+    database_url: str = ""
+    """Without such a folder: postgresql://LOGIN:PASSWORD@HOST:PORT/DATABASE?sslmode=…"""
+
+
 class FolderSettings(Settings):
     """Settings of the commands that reconcile without a cluster: `polaris plan`, `apply` and `get`."""
 
@@ -244,6 +253,7 @@ PROGRAMS: dict[str, type[Settings]] = {
     "polaris worker": WorkerSettings,
     "polaris embedder": EmbedderSettings,
     "polaris up": UpSettings,
+    "polaris migrate": MigrateSettings,
     "polaris plan, apply, get": FolderSettings,
     "polaris load, search, ask": ClientSettings,
 }
