@@ -1,0 +1,297 @@
+"""What has to be done for a PolarisIndex: pure, from its spec, what was observed, and the time.
+
+The order is such that a crash between any two steps is mended by the next look: nothing points to
+what is not there yet, nothing is dropped before nothing points to it, and `indexes.spec`, by which
+the service goes, is written last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from datetime import datetime
+
+from polaris.names import CATALOG_CHANNEL, FINALIZER
+from polaris.spec import DeletionPolicy, Drift, PolarisIndexSpec
+from polaris.sql import Sql, compose, literal
+from polaris.status import Reason
+from polaris_operator.objects import Resource
+from polaris_operator.plan import generation, indexes, ownership, recall, schema, vector_index
+from polaris_operator.plan.aim import Aim, Decision, decide
+from polaris_operator.plan.deletion import plan_deletion
+from polaris_operator.plan.indexes import LOOK_AGAIN_SECONDS, Progress
+from polaris_operator.plan.naming import naming, tell
+from polaris_operator.plan.vector_index import json_literal, set_generation
+from polaris_operator.steps import Blocked, ExecuteAlone, Plan, SetFinalizer, Step
+from polaris_operator.world.index import IndexWorld
+
+_NOT_OURS_SECONDS = 30.0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Case:
+    """One look at one object."""
+
+    resource: Resource
+    spec: PolarisIndexSpec
+    """What the object says, which may be more than can be made true now."""
+    aim: Aim
+    decision: Decision
+    now: datetime
+
+
+def plan_index(
+    resource: Resource,
+    spec: PolarisIndexSpec,
+    world: IndexWorld,
+    now: datetime,
+    *,
+    revocations: tuple[Step, ...] = (),
+) -> Plan:
+    """Return what leads from the world to the spec, and what stands in the way.
+
+    Logins are planned apart; `revocations` are the steps that end all of them, for an object that is
+    being deleted.
+    """
+    if resource.deleted_at is not None:
+        return plan_deletion(resource, spec, world, now, logins=revocations)
+    name = naming(resource, world)
+    claim = ownership.ownership(resource, spec, world, name)
+    if isinstance(claim, Blocked):
+        return Plan((), (), claim, _NOT_OURS_SECONDS)
+    decision = decide(resource, spec, world)
+    if decision.blocked is not None and decision.blocked.reason == Reason.CATALOG_TOO_NEW:
+        return Plan((), (), decision.blocked, _NOT_OURS_SECONDS)
+    aim = Aim(name, world, decision.spec, ownership.guard(resource, world, name), decision.made)
+    if (unavailable := _model_unavailable(aim)) is not None:
+        return Plan((), (), unavailable, LOOK_AGAIN_SECONDS)
+    case = _Case(resource, spec, aim, decision, now)
+    if claim is None:
+        return _plan(case, (*_finalizer(resource, spec), *_policy(aim, spec)), ())
+    return _plan(case, _finalizer(resource, spec), (claim,))
+
+
+def _plan(case: _Case, always: tuple[Step, ...], claim: tuple[Step, ...]) -> Plan:
+    """Return the plan; `always` holds what is done also while everything else waits."""
+    aim, decision = case.aim, case.decision
+    shown = generation.next_generation(aim, case.spec, decision.needed) if decision.needed else ()
+    if case.spec.drift == Drift.REPORT and (drift := _drift(case)):
+        return Plan((*always, *claim), (*drift, *shown), decision.blocked or _drifted(drift))
+    progress = _converge(case)
+    steps = (*claim, *progress.steps)
+    blocked = progress.blocked or decision.blocked
+    if case.spec.suspend:
+        withheld = tuple(step for step in steps if not is_housekeeping(step))
+        return Plan(always, (*withheld, *shown), _suspended(withheld, blocked), progress.look_again_seconds)
+    return Plan((*always, *steps), shown, blocked, progress.look_again_seconds)
+
+
+# --- what comes before anything else -------------------------------------------------------------
+
+
+def _finalizer(resource: Resource, spec: PolarisIndexSpec) -> tuple[Step, ...]:
+    wanted = spec.deletion_policy == DeletionPolicy.DELETE
+    if wanted == (FINALIZER in resource.finalizers):
+        return ()
+    sentence = (
+        "Hold the object until its data is removed: deletionPolicy is Delete"
+        if wanted
+        else "Hold the object no more: deletionPolicy is Retain"
+    )
+    return (Step(Reason.SPEC_CHANGED, sentence, SetFinalizer(present=wanted)),)
+
+
+def _policy(aim: Aim, spec: PolarisIndexSpec) -> tuple[Step, ...]:
+    # It holds when the object is gone, so it may not wait for anything.
+    row, policy = aim.world.row, spec.deletion_policy.value
+    if row is None or row.deletion_policy == policy:
+        return ()
+    update = compose(
+        "UPDATE polaris.indexes SET deletion_policy = {policy} WHERE id = {number}",
+        policy=literal(policy),
+        number=aim.name.number,
+    )
+    return (aim.step(Reason.SPEC_CHANGED, f"Write down that deletionPolicy is {policy}", update),)
+
+
+def _model_unavailable(aim: Aim) -> Blocked | None:
+    """Return that nobody embeds with the model; once there are tables, a worker may come and go."""
+    wanted, world = aim.spec.embedding, aim.world
+    if world.generation is not None and not generation.stale(aim):
+        return None
+    same = {
+        model
+        for model in world.models
+        if (model.provider, model.model, model.revision) == (wanted.provider, wanted.model, wanted.revision)
+    }
+    if any(model.dimension == wanted.dimension for model in same):
+        return None
+    offered = ", ".join(sorted(map(str, same or world.models))) or "nothing"
+    message = (
+        f"no running worker embeds with {wanted.provider}/{wanted.model} revision {wanted.revision}"
+        f" with dimension {wanted.dimension}; offered: {offered}"
+    )
+    return Blocked(Reason.MODEL_UNAVAILABLE, message, stalled=True)
+
+
+# --- the way to the spec -------------------------------------------------------------------------
+
+
+def _converge(case: _Case) -> Progress:
+    """Return all steps towards the aim, up to the first thing that has to be waited for."""
+    aim = case.aim
+    blocked = schema.missing_groups(aim)
+    if blocked is not None:
+        return Progress((), blocked, LOOK_AGAIN_SECONDS)
+    first: list[Step] = []
+    if generation.stale(aim):
+        step, world = generation.discard(aim)
+        first, aim = [step], dataclasses.replace(aim, world=world)
+    blocked = schema.damage(aim)
+    if blocked is not None:
+        return Progress(tuple(first), blocked)
+    first += _provisions(aim)
+    if not _has_tables(aim):
+        # The tables and their indexes are made together by the steps before.
+        return Progress((*first, *_point(case, aim)))
+    return _converge_indexes(case, first)
+
+
+def _has_tables(aim: Aim) -> bool:
+    return aim.world.generation is not None and aim.chunks.name in aim.world.relations
+
+
+def _converge_indexes(case: _Case, first: list[Step]) -> Progress:
+    aim, kept = case.aim, _kept(case.aim)
+    steps = [*first, *indexes.unwanted_builds(aim, kept)]
+    settled = vector_index.settle(aim, case.now)
+    for part in (settled, _attributes(aim, case.now)):
+        steps += part.steps
+        if part.blocked is not None:
+            return Progress(tuple(steps), part.blocked, part.look_again_seconds)
+    left = indexes.leftovers(aim, kept, case.now)
+    measured = [] if settled.steps else recall.steps(aim, case.now)
+    return Progress((*steps, *_point(case, aim), *left.steps, *measured), None, left.look_again_seconds)
+
+
+def _attributes(aim: Aim, now: datetime) -> Progress:
+    # During a bulk load they would only slow it down.
+    serving = aim.world.generation is not None and aim.world.generation.state == "serving"
+    return indexes.attain(aim, now) if serving else Progress()
+
+
+def _provisions(aim: Aim) -> list[Step]:
+    """Return the steps for all but the indexes of tables that hold rows."""
+    return [
+        *schema.roles(aim),
+        *schema.schema(aim),
+        *schema.document_tables(aim),
+        *generation.tables(aim),
+        *schema.ownership_of_tables(aim),
+        *schema.storage(aim),
+        *schema.views(aim),
+        *schema.grants(aim),
+    ]
+
+
+def _kept(aim: Aim) -> frozenset[str]:
+    wanted = vector_index.wanted_index(aim)
+    pointer = aim.world.generation.vector_index if aim.world.generation else None
+    return frozenset(
+        name
+        for name in (
+            wanted.name if wanted else None,
+            pointer,
+            *(index.name for index in indexes.attribute_indexes(aim)),
+        )
+        if name
+    )
+
+
+def _point(case: _Case, aim: Aim) -> list[Step]:
+    """Return the step that says that the spec is true; the service goes by it from then on."""
+    if case.decision.blocked is not None:
+        return []
+    row, resource = aim.world.row, case.resource
+    number, serving = aim.name.number, row.serving if row else None
+    same = aim.made == aim.spec
+    if same and row is not None and serving is not None and row.object_generation == resource.generation:
+        return []
+    statements: list[Sql] = []
+    if serving is None:
+        statements.append(set_generation(aim, valid_since=Sql("coalesce(valid_since, now())")))
+    if not same or serving is None:
+        statements.append(_write_spec(resource, aim))
+        statements.append(tell(CATALOG_CHANNEL, number))
+    elif row is not None and row.object_generation != resource.generation:
+        statements.append(
+            compose(
+                "UPDATE polaris.indexes SET object_generation = {generation} WHERE id = {number}",
+                generation=resource.generation,
+                number=number,
+            )
+        )
+    sentence = (
+        f"Serve generation {aim.number}" if serving is None else "Write down the spec that was made true"
+    )
+    return [aim.step(Reason.SPEC_CHANGED, sentence, *statements)]
+
+
+def _write_spec(resource: Resource, aim: Aim) -> Sql:
+    return compose(
+        "UPDATE polaris.indexes SET spec = {spec}, object_generation = {generation}, serving = {serving},"
+        " updated_at = now() WHERE id = {number}",
+        spec=json_literal(aim.spec),
+        generation=resource.generation,
+        serving=aim.number,
+        number=aim.name.number,
+    )
+
+
+# --- drift that is only reported, and suspension -------------------------------------------------
+
+
+def is_housekeeping(step: Step) -> bool:
+    """Whether the spec is true without it: measuring, and dropping what no query uses."""
+    return step.reason == Reason.NOT_MEASURED or (
+        step.reason == Reason.INDEX_REPLACED and isinstance(step.action, ExecuteAlone)
+    )
+
+
+def _drift(case: _Case) -> tuple[Step, ...]:
+    """Return what would repair the spec that was made true; nothing for one that never was."""
+    if case.aim.made is None:
+        return ()
+    made = dataclasses.replace(case.aim, spec=case.aim.made)
+    if schema.missing_groups(made) or schema.damage(made):
+        return ()
+    steps = _provisions(made)
+    if _has_tables(made):
+        steps += [*_vector_drift(case, made), *_attributes(made, case.now).steps]
+    return tuple(steps)
+
+
+def _vector_drift(case: _Case, made: Aim) -> tuple[Step, ...]:
+    state = made.world.generation.state if made.world.generation else "serving"
+    asked = (made.spec.index, made.spec.embedding) == (case.aim.spec.index, case.aim.spec.embedding)
+    if state != "serving" or not asked:
+        return ()  # On its way somewhere, by a worker's wish or by an edit.
+    steps = vector_index.settle(made, case.now).steps
+    return tuple(step for step in steps if step.reason != Reason.BULK_LOAD)
+
+
+def _drifted(drift: Iterable[Step]) -> Blocked:
+    what = "; ".join(step.sentence for step in drift)
+    return Blocked(
+        Reason.DRIFTED, f"the database is not what the spec says, and drift is Report: {what}", stalled=False
+    )
+
+
+def _suspended(withheld: tuple[Step, ...], blocked: Blocked | None) -> Blocked | None:
+    if not withheld:
+        return blocked
+    message = f"suspended with {len(withheld)} steps to be done; the first: {withheld[0].sentence}"
+    return Blocked(Reason.SUSPENDED, message, stalled=True)
+
+
+__all__ = ["is_housekeeping", "plan_index"]

@@ -1,0 +1,142 @@
+"""Whose index is it: claimed anew, taken up again, adopted, or somebody else's.
+
+An index belongs to (installation, namespace and name, uid). What was released is taken up again by
+an object of the same namespace and name, wherever it lives: deleted and applied again, a rebuilt
+cluster, a restored backup. Anything else needs the annotation `polaris.dev/adopt`.
+"""
+
+from __future__ import annotations
+
+from polaris.names import ADOPT_ANNOTATION
+from polaris.spec import PolarisIndexSpec
+from polaris.sql import Sql, compose, literal
+from polaris.status import Reason
+from polaris_operator.objects import Resource
+from polaris_operator.plan.naming import Naming, owned, tell
+from polaris_operator.steps import Blocked, Execute, Step
+from polaris_operator.world.index import IndexRow, IndexWorld
+
+
+def ownership(
+    resource: Resource, spec: PolarisIndexSpec, world: IndexWorld, name: Naming
+) -> Step | Blocked | None:
+    """Return the step that makes the index the object's own; None where it is, Blocked where it can't be."""
+    adopted = _adoption(resource, world)
+    if isinstance(adopted, Blocked):
+        return adopted
+    if adopted is not None:
+        return _take(resource, world, adopted, Reason.ADOPTED, "the annotation names it")
+    if world.row is None:
+        return _claim(resource, spec, world, name)
+    return None if _is_ours(resource, world, world.row) else _take_up(resource, world, world.row)
+
+
+def _take_up(resource: Resource, world: IndexWorld, row: IndexRow) -> Step | Blocked:
+    """Take the index of this name again, where no other installation serves it."""
+    if row.state == "deleting":
+        message = f"an earlier index of this name, {_label(world, row)}, is still being removed"
+        return Blocked(Reason.DELETING, message, stalled=False)
+    if row.state == "released":
+        return _take(resource, world, row, Reason.RELEASED, "it was released, with all that is in it")
+    if row.installation == world.installation:
+        return _take(resource, world, row, Reason.RELEASED, "an earlier object of this name had it")
+    return _not_owner(world, row)
+
+
+def _label(world: IndexWorld, row: IndexRow) -> str:
+    return f"{world.catalog}/{row.number}"
+
+
+def _is_ours(resource: Resource, world: IndexWorld, row: IndexRow) -> bool:
+    return row.state == "active" and row.installation == world.installation and row.uid == resource.uid
+
+
+def _adoption(resource: Resource, world: IndexWorld) -> IndexRow | Blocked | None:
+    """Return the row to adopt; None where the annotation is absent or was followed already."""
+    wanted = resource.annotations.get(ADOPT_ANNOTATION)
+    if wanted is None or (world.row is not None and wanted == _label(world, world.row)):
+        # Its own name already: the annotation is consent to take it from whoever has it.
+        row = world.row if wanted is not None else None
+        return None if row is None or _is_ours(resource, world, row) or row.state == "deleting" else row
+    if world.named is None or wanted != _label(world, world.named):
+        return _no("there is no such index in this database", wanted)
+    if world.row is not None:
+        return _no(f"this object's name has {_label(world, world.row)} already", wanted)
+    named = world.named
+    if named.state == "deleting":
+        return _no("it is being removed", wanted)
+    if named.state == "active" and named.installation == world.installation:
+        return _no(f"it is in use by PolarisIndex {named.namespace}/{named.name}, delete that first", wanted)
+    return named
+
+
+def _no(why: str, wanted: str) -> Blocked:
+    return Blocked(Reason.NOT_OWNER, f"{ADOPT_ANNOTATION} names {wanted}: {why}", stalled=True)
+
+
+def _not_owner(world: IndexWorld, row: IndexRow) -> Blocked:
+    label = _label(world, row)
+    return Blocked(
+        Reason.NOT_OWNER,
+        f"{row.namespace}/{row.name} ({label}) belongs to installation {row.installation_name};"
+        f" to take it over, with its documents, annotate this object with {ADOPT_ANNOTATION}: {label}",
+        stalled=True,
+    )
+
+
+_SEQUENCE = Sql("pg_get_serial_sequence('polaris.indexes', 'id')")
+
+
+def _claim(resource: Resource, spec: PolarisIndexSpec, world: IndexWorld, name: Naming) -> Step:
+    # The number was read, not drawn, so that a plan can be shown before anything is done. Who comes
+    # second finds the number taken, and looks again.
+    insert = compose(
+        "INSERT INTO polaris.indexes"
+        " (id, installation_id, namespace, name, uid, state, deletion_policy, schema_name)"
+        " OVERRIDING SYSTEM VALUE VALUES"
+        " ({number}, {installation}, {namespace}, {name}, {uid}, 'active', {policy}, {schema})",
+        number=name.number,
+        installation=literal(str(world.installation)),
+        namespace=literal(resource.key.namespace),
+        name=literal(resource.key.name),
+        uid=literal(resource.uid),
+        policy=literal(spec.deletion_policy.value),
+        schema=literal(name.schema),
+    )
+    drawn = compose("SELECT setval({sequence}, {number})", sequence=_SEQUENCE, number=name.number)
+    return Step(
+        Reason.PROVISIONING,
+        f"Claim {resource.key.namespace}/{resource.key.name} in the catalog as number {name.number}",
+        Execute((insert, drawn)),
+    )
+
+
+def _take(resource: Resource, world: IndexWorld, row: IndexRow, reason: Reason, why: str) -> Step:
+    update = compose(
+        "UPDATE polaris.indexes SET installation_id = {installation}, namespace = {namespace},"
+        " name = {name}, uid = {uid}, state = 'active', released_at = NULL, updated_at = now()"
+        " WHERE id = {number}",
+        number=row.number,
+        installation=literal(str(world.installation)),
+        namespace=literal(resource.key.namespace),
+        name=literal(resource.key.name),
+        uid=literal(resource.uid),
+    )
+    unchanged = compose(
+        "EXISTS (SELECT FROM polaris.indexes WHERE id = {number} AND installation_id = {installation}"
+        " AND uid = {uid} AND state = {state} FOR UPDATE)",
+        number=row.number,
+        installation=literal(str(row.installation)),
+        uid=literal(row.uid),
+        state=literal(row.state),
+    )
+    return Step(
+        reason,
+        f"Take up {_label(world, row)} ({row.namespace}/{row.name}) again: {why}",
+        Execute((update, tell("polaris_catalog", row.number)), (unchanged,)),
+    )
+
+
+def guard(resource: Resource, world: IndexWorld, name: Naming) -> Sql:
+    """Return the guard of every step after the index was claimed."""
+    return owned(name.number, world.installation, resource.uid)

@@ -1,0 +1,129 @@
+"""The promise of recall: when it is measured again, and which `ef_search` keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from polaris import layout
+from polaris.sql import Sql, compose, literal
+from polaris.status import Reason
+from polaris_operator.plan.aim import Aim
+from polaris_operator.plan.vector_index import set_generation
+from polaris_operator.steps import MeasureRecall, Step
+from polaris_operator.world.index import GenerationRow
+
+LADDER = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1000)
+"""Values of hnsw.ef_search that are tried; pgvector takes at most 1,000."""
+SAMPLE = 50
+"""Vectors that are looked for; one that is missed counts a five-hundredth."""
+EXACT_ROWS = 100
+"""Up to so many rows the graph is complete, and what is found is all there is."""
+CHANGED_SHARE = 0.2
+"""What was measured says little once the rows have changed by this share."""
+AGE_SECONDS = 600
+"""After so long it is measured again if the rows have changed at all, or it was not good enough."""
+BUDGET_SECONDS = 20.0
+"""Longest time of one measurement; it is made from fewer vectors where that is not enough."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a measurement came to."""
+
+    ef_search: int
+    recall: float | None
+    """Share of the exact top 10 that was found, 0 to 1; None where there was no time for one vector."""
+
+
+def choose(target: float, measure: Callable[[int], float | None], present: int) -> Measured:
+    """Return the smallest rung of the ladder that keeps the promise, or else the best one.
+
+    `measure` returns the recall at an ef_search, None where time is up: then the best of what was
+    measured counts, and `present` stays where that is nothing. Recall grows with ef_search, so the
+    rungs are searched by halving.
+    """
+    best = Measured(present, None)
+    low, high = 0, len(LADDER) - 1
+    while low <= high:
+        middle = (low + high) // 2
+        recall = measure(LADDER[middle])
+        if recall is None:
+            break
+        if recall >= target:
+            best, high = Measured(LADDER[middle], recall), middle - 1
+            continue
+        low = middle + 1
+        if best.recall is None or best.recall < recall < target:
+            best = Measured(LADDER[middle], recall)
+    return best
+
+
+def record(number: int, generation: int, measured: Measured, rows: int) -> Sql:
+    """Return the statement that writes a measurement down."""
+    recall = Sql("NULL") if measured.recall is None else Sql(f"{measured.recall:.6f}")
+    return compose(
+        "UPDATE polaris.generations SET ef_search = {ef}, recall = {recall}, recall_rows = {rows},"
+        " recall_at = now() WHERE index_id = {index} AND number = {generation}",
+        ef=measured.ef_search,
+        recall=recall,
+        rows=rows,
+        index=number,
+        generation=generation,
+    )
+
+
+def steps(aim: Aim, now: datetime) -> list[Step]:
+    """Return the step that measures recall, where that is due."""
+    generation = aim.world.generation
+    relation = aim.world.relations.get(aim.chunks.name)
+    if generation is None or relation is None or generation.state != "serving":
+        return []
+    why = due(generation, relation.rows, _target(aim), now, raised=_target_changed(aim))
+    if why is None:
+        return []
+    if generation.vector_index is None or relation.rows <= EXACT_ROWS:
+        return [_by_definition(aim, generation, relation.rows)]
+    action = MeasureRecall(
+        aim.name.number,
+        generation.number,
+        aim.name.schema,
+        layout.DISTANCE_OPERATOR[aim.spec.embedding.metric],
+        aim.spec.search.target_recall_percent,
+        generation.ef_search,
+    )
+    return [Step(Reason.NOT_MEASURED, f"Measure the recall of {generation.vector_index}: {why}", action)]
+
+
+def _target(aim: Aim) -> float:
+    return aim.spec.search.target_recall_percent / 100
+
+
+def _target_changed(aim: Aim) -> bool:
+    return aim.made is not None and (
+        aim.made.search.target_recall_percent != aim.spec.search.target_recall_percent
+    )
+
+
+def due(
+    generation: GenerationRow, rows: int, target: float, now: datetime, *, raised: bool = False
+) -> str | None:
+    """Return why recall is to be measured (again); None where it need not be."""
+    if generation.recall_at is None or generation.recall_rows is None:
+        return "it was never measured"
+    if raised:
+        return "another recall is asked for"
+    changed = abs(rows - generation.recall_rows)
+    old = now - generation.recall_at >= timedelta(seconds=AGE_SECONDS)
+    if changed > CHANGED_SHARE * max(generation.recall_rows, EXACT_ROWS) or (old and changed):
+        return f"rows changed from {generation.recall_rows} to {rows}"
+    if old and (generation.recall is None or generation.recall < target):
+        return "the last measurement kept no promise"
+    return None
+
+
+def _by_definition(aim: Aim, generation: GenerationRow, rows: int) -> Step:
+    update = set_generation(aim, recall=Sql("1"), recall_rows=literal(str(rows)), recall_at=Sql("now()"))
+    what = "every search is exact" if generation.vector_index is None else f"there are only {rows} rows"
+    return aim.step(Reason.NOT_MEASURED, f"Recall is complete: {what}", update)

@@ -1,0 +1,266 @@
+"""The vector index of a generation: beside the serving one, or after a bulk load.
+
+=========  ====================================================================================
+serving    queries go by `generations.vector_index`. Another one is built CONCURRENTLY beside it;
+           then one transaction moves the pointer (and the metric, where that changed)
+loading    by a worker's wish: no vector index, every search is exact, until the load is over
+building   a plain CREATE INDEX, one scan; workers leave the table alone until it is done
+=========  ====================================================================================
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from polaris import layout, names
+from polaris.names import CATALOG_CHANNEL
+from polaris.spec import Part
+from polaris.sql import Sql, compose, join, literal
+from polaris.status import Reason
+from polaris_operator.plan import indexes
+from polaris_operator.plan.aim import Aim
+from polaris_operator.plan.indexes import LOOK_AGAIN_SECONDS, Progress, Standing, Wanted, standing
+from polaris_operator.plan.naming import tell
+from polaris_operator.steps import Blocked, Step
+from polaris_operator.world.index import GenerationRow, IndexSeen
+
+SMALL_ROWS = 10_000
+"""Up to so many chunks, dropping the index for a bulk load costs seconds to make good."""
+LOAD_QUIET_SECONDS = 600
+"""A load that nobody has asked for again since then is over, once nothing waits to be applied."""
+
+
+def wanted_index(aim: Aim) -> Wanted | None:
+    """Return the vector index that the spec asks for; None where search is exact by the spec."""
+    index = layout.vector_index(aim.number, aim.spec.embedding, aim.spec.index)
+    if index is None:
+        return None
+    opclass = layout.operator_class(aim.spec.embedding)
+    options = {"m": str(aim.spec.index.m), "ef_construction": str(aim.spec.index.ef_construction)}
+
+    def right(seen: IndexSeen) -> bool:
+        return (
+            (seen.method, seen.opclass, seen.columns) == ("hnsw", opclass, ("embedding",))
+            and dict(seen.options) == options
+            and not seen.partial
+        )
+
+    made = aim.made is None or (aim.made.index, aim.made.embedding) == (aim.spec.index, aim.spec.embedding)
+    return Wanted(index, right, Reason.INDEX_MISSING if made else Reason.INDEX_REPLACED)
+
+
+def json_literal(value: Part | Mapping[str, Any]) -> Sql:
+    """Return a JSON constant, by the outside names."""
+    plain = value.model_dump(mode="json", by_alias=True) if isinstance(value, Part) else dict(value)
+    return literal(json.dumps(plain, ensure_ascii=False, sort_keys=True))
+
+
+def set_generation(aim: Aim, **values: Sql) -> Sql:
+    """Return the statement that changes the generation's row."""
+    pairs = [
+        compose("{column} = {value}", column=Sql(column), value=value) for column, value in values.items()
+    ]
+    return compose(
+        "UPDATE polaris.generations SET {pairs} WHERE index_id = {index} AND number = {generation}",
+        pairs=join(", ", pairs),
+        index=aim.name.number,
+        generation=aim.number,
+    )
+
+
+NULL = Sql("NULL")
+
+
+def not_measured(*, complete: bool) -> dict[str, Sql]:
+    """Return what the row says of recall before it is measured; `complete`: there is nothing to miss."""
+    if complete:
+        return {"recall": Sql("1"), "recall_rows": Sql("0"), "recall_at": Sql("now()")}
+    return {"recall": NULL, "recall_rows": NULL, "recall_at": NULL}
+
+
+def settle(aim: Aim, now: datetime) -> Progress:
+    """Return what leads from the generation as it is to one whose vector index the spec asks for."""
+    generation = aim.world.generation
+    if generation is None:
+        return Progress()
+    wanted = wanted_index(aim)
+    match generation.state:
+        case "serving":
+            return _serving(aim, generation, wanted, now)
+        case "loading":
+            return _loading(aim, generation, wanted, now)
+        case "building":
+            return _building(aim, wanted, now)
+
+
+def agrees(aim: Aim, generation: GenerationRow) -> bool:
+    """Whether the catalog tells queries what the spec says."""
+    wanted = wanted_index(aim)
+    return generation.vector_index == (wanted.name if wanted else None) and dict(
+        generation.embedding
+    ) == aim.spec.embedding.model_dump(mode="json", by_alias=True)
+
+
+# --- serving -------------------------------------------------------------------------------------
+
+
+def _serving(aim: Aim, generation: GenerationRow, wanted: Wanted | None, now: datetime) -> Progress:
+    if wanted is None:
+        return Progress(() if agrees(aim, generation) else (_switch(aim, None),))
+    state = standing(aim, wanted)
+    if state == Standing.VALID and agrees(aim, generation):
+        return _begin_loading(aim, wanted) if _load_wished(aim, generation) else Progress()
+    if state == Standing.VALID:
+        return Progress((_switch(aim, wanted),))
+    honest = _forget_lost(aim, generation)
+    if state == Standing.ABSENT and aim.empty:
+        return Progress((*honest, _switch(aim, wanted, wanted.index.create(aim.name.schema))))
+    if state == Standing.BUILDING:
+        progress = indexes.waiting(aim, wanted.name)
+    else:
+        sentence = f"Build the vector index {wanted.name} beside what serves"
+        progress = indexes.build(aim, wanted, now, concurrently=True, sentence=sentence)
+    return Progress((*honest, *progress.steps), progress.blocked, progress.look_again_seconds)
+
+
+def _switch(aim: Aim, wanted: Wanted | None, *before: Sql) -> Step:
+    """Point queries to the index, and say which metric it is for, in one transaction."""
+    to = wanted.name if wanted else None
+    sentence = f"Point queries to {to}" if to else "Let queries compare every row: no index is asked for"
+    return aim.step(
+        wanted.reason if wanted else Reason.INDEX_REPLACED,
+        f"Make the index {to} on the empty table and point queries to it" if before else sentence,
+        *before,
+        *point(aim, wanted),
+    )
+
+
+def point(aim: Aim, wanted: Wanted | None) -> tuple[Sql, ...]:
+    """Return the statements that make the generation serve with this index."""
+    return (
+        set_generation(
+            aim,
+            state=Sql("'serving'"),
+            vector_index=literal(wanted.name) if wanted else NULL,
+            embedding=json_literal(aim.spec.embedding),
+            **not_measured(complete=wanted is None or aim.empty),
+        ),
+        compose("UPDATE polaris.indexes SET updated_at = now() WHERE id = {id}", id=aim.name.number),
+        tell(CATALOG_CHANNEL, aim.name.number),
+        # Workers stood still while it was built.
+        tell(names.WORK_CHANNEL, aim.name.number),
+    )
+
+
+def _forget_lost(aim: Aim, generation: GenerationRow) -> list[Step]:
+    """Say that search is exact where the index that queries are pointed to is gone or was damaged."""
+    pointer = generation.vector_index
+    seen = aim.world.indexes.get(pointer) if pointer else None
+    if pointer is None or (seen is not None and seen.valid and _is_vector_index(seen)):
+        return []
+    return [
+        aim.step(
+            Reason.INDEX_INVALID if seen else Reason.INDEX_MISSING,
+            f"Say that search is exact: the index {pointer} is {'unusable' if seen else 'gone'}",
+            set_generation(aim, vector_index=NULL),
+            tell(CATALOG_CHANNEL, aim.name.number),
+        )
+    ]
+
+
+def _is_vector_index(seen: IndexSeen) -> bool:
+    return seen.method == "hnsw" and seen.columns == ("embedding",)
+
+
+# --- bulk load -----------------------------------------------------------------------------------
+
+
+def _load_wished(aim: Aim, generation: GenerationRow) -> bool:
+    chunks = aim.world.relations.get(aim.chunks.name)
+    return generation.load_requested_at is not None and chunks is not None and chunks.rows <= SMALL_ROWS
+
+
+def _begin_loading(aim: Aim, wanted: Wanted) -> Progress:
+    begin = aim.step(
+        Reason.BULK_LOAD,
+        f"Load first and index after: queries compare every row until {wanted.name} is built anew",
+        set_generation(aim, state=Sql("'loading'"), vector_index=NULL),
+        tell(CATALOG_CHANNEL, aim.name.number),
+        tell(names.WORK_CHANNEL, aim.name.number),
+    )
+    drop = indexes.drop(aim, wanted.name, Reason.BULK_LOAD, "rows are loaded faster without it")
+    return Progress((begin, drop), _LOADING, LOOK_AGAIN_SECONDS)
+
+
+_LOADING = Blocked(
+    Reason.LOADING, "a bulk load is under way; the vector index is built after it", stalled=False
+)
+
+
+def _loading(aim: Aim, generation: GenerationRow, wanted: Wanted | None, now: datetime) -> Progress:
+    if wanted is None:
+        return Progress((_finish(aim, None),))
+    if not _load_is_over(generation, now):
+        drops = tuple(
+            indexes.drop(aim, index, Reason.BULK_LOAD, "rows are loaded faster without it")
+            for index, seen in sorted(aim.world.indexes.items())
+            if seen.method == "hnsw" and indexes.is_ours(aim, index, seen)
+            if not indexes.is_building(aim, index)
+        )
+        return Progress(drops, _LOADING, LOOK_AGAIN_SECONDS)
+    state = standing(aim, wanted)
+    if state == Standing.VALID:
+        return Progress((_finish(aim, wanted),))
+    if state == Standing.ABSENT and aim.empty:
+        return Progress((_finish(aim, wanted, wanted.index.create(aim.name.schema)),))
+    failure = aim.world.failures.get(wanted.name)
+    if failure is not None and indexes.is_waiting(failure, now):
+        return Progress((), indexes.build_failed(wanted.name, failure), LOOK_AGAIN_SECONDS)
+    stand_still = aim.step(
+        Reason.BULK_LOAD,
+        f"The load is over: workers leave the table alone while {wanted.name} is built",
+        set_generation(aim, state=Sql("'building'"), load_requested_at=NULL),
+        tell(CATALOG_CHANNEL, aim.name.number),
+    )
+    progress = _building(aim, wanted, now)
+    return Progress((stand_still, *progress.steps), progress.blocked, progress.look_again_seconds)
+
+
+def _load_is_over(generation: GenerationRow, now: datetime) -> bool:
+    asked = generation.load_requested_at
+    if asked is None:
+        return True
+    return asked + timedelta(seconds=LOAD_QUIET_SECONDS) <= now and not generation.behind
+
+
+def _building(aim: Aim, wanted: Wanted | None, now: datetime) -> Progress:
+    if wanted is None:
+        return Progress((_finish(aim, None),))
+    match standing(aim, wanted):
+        case Standing.VALID:
+            return Progress((_finish(aim, wanted),))
+        case Standing.BUILDING:
+            return indexes.waiting(aim, wanted.name)
+        case Standing.ABSENT if aim.empty:
+            return Progress((_finish(aim, wanted, wanted.index.create(aim.name.schema)),))
+    failure = aim.world.failures.get(wanted.name)
+    if failure is not None and indexes.is_waiting(failure, now):
+        # Documents go on coming in meanwhile; search is exact until a build succeeds.
+        give_way = aim.step(
+            Reason.BUILD_FAILED,
+            f"Let workers go on until {wanted.name} is tried again",
+            set_generation(aim, state=Sql("'loading'")),
+            tell(CATALOG_CHANNEL, aim.name.number),
+            tell(names.WORK_CHANNEL, aim.name.number),
+        )
+        return Progress((give_way,), indexes.build_failed(wanted.name, failure), LOOK_AGAIN_SECONDS)
+    sentence = f"Build the vector index {wanted.name} in one scan"
+    return indexes.build(aim, wanted, now, concurrently=False, sentence=sentence)
+
+
+def _finish(aim: Aim, wanted: Wanted | None, *before: Sql) -> Step:
+    name = wanted.name if wanted else "no vector index"
+    return aim.step(Reason.BULK_LOAD, f"The load is done: serve with {name}", *before, *point(aim, wanted))

@@ -1,0 +1,236 @@
+"""What there is of one PolarisIndex, as `observe.index` found it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+from uuid import UUID
+
+from polaris import names
+
+IndexState = Literal["active", "released", "deleting"]
+GenerationState = Literal["serving", "loading", "building"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What an object says about whose index it wants: its own name, or one that it adopts."""
+
+    namespace: str
+    name: str
+    adopt: str | None = None
+    """Value of the annotation `polaris.dev/adopt`: `catalog id/number`."""
+
+
+@dataclass(frozen=True)
+class IndexRow:
+    """A row of `polaris.indexes`."""
+
+    number: int
+    installation: UUID
+    installation_name: str
+    namespace: str
+    name: str
+    uid: str
+    state: IndexState
+    deletion_policy: str
+    schema: str
+    spec: Mapping[str, Any] | None
+    object_generation: int
+    serving: int | None
+    updated_at: datetime
+
+
+@dataclass(frozen=True)
+class GenerationRow:
+    """A row of `polaris.generations`."""
+
+    number: int
+    state: GenerationState
+    embedding: Mapping[str, Any]
+    chunking: Mapping[str, Any]
+    vector_index: str | None
+    ef_search: int
+    recall: float | None
+    recall_rows: int | None
+    recall_at: datetime | None
+    load_requested_at: datetime | None
+    valid_since: datetime | None
+    behind: bool = False
+    """Whether documents wait to be applied; looked at only while it is loading."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that some running worker embeds with."""
+
+    provider: str
+    model: str
+    revision: str
+    dimension: int
+
+    def __str__(self) -> str:
+        return f"{self.provider}/{self.model} revision {self.revision} with dimension {self.dimension}"
+
+
+@dataclass(frozen=True)
+class Role:
+    """A role, and who is in it."""
+
+    login: bool
+    members: frozenset[str] = frozenset()
+    """Who inherits its rights and may set it."""
+    admins: frozenset[str] = frozenset()
+    """Who may make others members."""
+    connects: bool = True
+    """Whether it may connect to this database."""
+
+
+Grants = frozenset[tuple[str, str]]
+"""(grantee, privilege) pairs that were granted explicitly."""
+
+
+@dataclass(frozen=True)
+class Schema:
+    """A schema."""
+
+    owner: str
+    grants: Grants = frozenset()
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column, its type as `format_type` prints it without the type's schema."""
+
+    name: str
+    type: str
+    not_null: bool
+    storage: str = ""
+    """p(lain), e(xternal), m(ain) or (e)x(tended)."""
+
+
+@dataclass(frozen=True)
+class Relation:
+    """A table or a view."""
+
+    kind: str
+    """pg_class.relkind: r, p, v, m or f."""
+    owner: str
+    columns: tuple[Column, ...] = ()
+    primary_key: tuple[str, ...] = ()
+    grants: Grants = frozenset()
+    rows: int = 0
+    """As PostgreSQL estimates them."""
+    bytes: int = 0
+    depends_on: frozenset[str] = frozenset()
+    """Relations that a view reads."""
+
+
+@dataclass(frozen=True)
+class IndexSeen:
+    """An index as `pg_index` shows it."""
+
+    table: str
+    valid: bool
+    """Valid, ready and live: queries use it."""
+    method: str
+    opclass: str = ""
+    options: Mapping[str, str] = field(default_factory=dict)
+    columns: tuple[str, ...] = ()
+    expression: str | None = None
+    unique: bool = False
+    partial: bool = False
+    constraint: bool = False
+    """Whether it belongs to a constraint."""
+
+
+@dataclass(frozen=True)
+class Build:
+    """A live CREATE INDEX."""
+
+    pid: int
+    table: str
+    index: str | None
+    """None for a plain build: nobody else sees its name before it ends."""
+    locks: frozenset[int]
+    """Keys of the session advisory locks that its backend holds."""
+    phase: str
+    done: int
+    total: int
+    """Blocks, or tuples where no blocks are counted; 0 where PostgreSQL does not say."""
+    started_at: datetime | None
+    blocked_by: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class BuildFailure:
+    """How a build that this process started last ended, where it failed."""
+
+    message: str
+    at: datetime
+    count: int
+    """In a row."""
+
+
+@dataclass(frozen=True)
+class IndexWorld:
+    """All that is known of one index, at one moment."""
+
+    catalog: str
+    """The catalog's id."""
+    database: str
+    installation: UUID
+    """Ours."""
+    now: datetime
+    """By the database's clock."""
+    next_number: int
+    """What a new index would be numbered."""
+    row: IndexRow | None = None
+    named: IndexRow | None = None
+    """What the annotation `polaris.dev/adopt` names."""
+    issuer: bool = False
+    """Whether the role is there that hands memberships on to Vault's login."""
+    public_connects: bool = True
+    """Whether any role may connect to this database."""
+    generations: tuple[GenerationRow, ...] = ()
+    models: frozenset[Model] = frozenset()
+    query_url: str | None = None
+    roles: Mapping[str, Role] = field(default_factory=dict)
+    schema: Schema | None = None
+    relations: Mapping[str, Relation] = field(default_factory=dict)
+    indexes: Mapping[str, IndexSeen] = field(default_factory=dict)
+    builds: tuple[Build, ...] = ()
+    locks: frozenset[int] = frozenset()
+    """Keys of all advisory locks that are held in this database."""
+    clock: int | None = None
+    """The last sequence given out; None where the clock has no row."""
+    canary: str | None = None
+    """Index that the planner chooses for a nearest-neighbour query; None: none, or not asked."""
+    failures: Mapping[str, BuildFailure] = field(default_factory=dict)
+    """By the name of the index."""
+
+    @property
+    def subject(self) -> IndexRow | None:
+        """The row that this is about: the object's own, or else the one that it would adopt."""
+        return self.row or self.named
+
+    @property
+    def number(self) -> int:
+        """The index's number, or the one that it would get."""
+        return self.subject.number if self.subject else self.next_number
+
+    @property
+    def generation(self) -> GenerationRow | None:
+        """The generation that serves, or that is to serve first."""
+        serving = self.subject.serving if self.subject else None
+        for generation in self.generations:
+            if serving is None or generation.number == serving:
+                return generation
+        return None
+
+
+def build_lock(schema: str, index: str) -> int:
+    """Return the key of the session advisory lock that marks a live build of this index."""
+    return names.advisory_key("build", schema, index)
