@@ -1,0 +1,160 @@
+"""Citations: from markers in a generated text to spans of stored text.
+
+`[2]`, `[2][3]`, `[1, 3]`, `[1-3]` and `【2】` are markers. Those that name no passage that was given are
+taken out of the text. Each of the others becomes a citation of the passage's one sentence that shares
+most words with the sentence that cites it; of all the passage where none shares any (an answer in
+another language than its source). What leaves was compared with the stored text besides
+(`verification`): a citation that does not verify is taken out, and its markers with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from polaris_service.answer.passages import Passage
+from polaris_service.answer.sentences import sentences, terms
+
+_NUMBER = r"\^?\d{1,9}"
+_LIST = rf"\s*{_NUMBER}(?:\s*[,;\u2013-]\s*{_NUMBER})*\s*"
+MARKER = re.compile(rf"\[{_LIST}\]|【{_LIST}】")
+_PARTIAL = re.compile(r"\s*(?:\[|【)[\s\d,;^\u2013-]{0,64}$")
+_RANGE = re.compile(r"(\d+)\s*[\u2013-]\s*\^?(\d+)")
+_MOST_OF_RANGE = 20
+
+
+@dataclass(frozen=True)
+class Citation:
+    """What a marker stands for: `[start, end)` of one version of a document, in code points."""
+
+    marker: int
+    """The number in square brackets that cites it."""
+    document: str
+    version: int
+    start: int
+    end: int
+    text: str
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the text in UTF-8, hexadecimal."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Cited:
+    """An answer with its citations."""
+
+    text: str
+    """Its markers are those of the citations."""
+    citations: tuple[Citation, ...]
+    """In the order in which they are cited first; one for each passage and sentence of it."""
+
+
+def cite(generated: str, passages: Sequence[Passage]) -> Cited:
+    """Return the text with the markers that name a passage, and what they cite."""
+    given = {passage.number: passage for passage in passages}
+    text = keep_markers(generated, given)
+    found: dict[tuple[int, int, int], Citation] = {}
+    for statement, numbers in _statements(text):
+        for number in numbers:
+            citation = narrow(statement, given[number])
+            found.setdefault((number, citation.start, citation.end), citation)
+    return Cited(text, tuple(found.values()))
+
+
+def keep(cited: Cited, verified: Collection[Citation]) -> Cited:
+    """Return the answer with only those of its citations that were verified."""
+    citations = tuple(citation for citation in cited.citations if citation in verified)
+    return Cited(keep_markers(cited.text, {citation.marker for citation in citations}), citations)
+
+
+def numbers_of(marker: str) -> list[int]:
+    """Return the numbers that a marker names, in order, each once."""
+
+    def spelt(match: re.Match[str]) -> str:
+        first, last = int(match[1]), int(match[2])
+        if first <= last < first + _MOST_OF_RANGE:
+            return ",".join(map(str, range(first, last + 1)))
+        return f"{first},{last}"
+
+    return list(dict.fromkeys(int(n) for n in re.findall(r"\d+", _RANGE.sub(spelt, marker))))
+
+
+def keep_markers(text: str, given: Collection[int] | Mapping[int, object]) -> str:
+    """Return the text with markers of the given numbers only, each written as `[n]`."""
+
+    def kept(match: re.Match[str]) -> str:
+        blanks, marker = match[1], match[2]
+        numbers = [number for number in numbers_of(marker) if number in given]
+        return blanks + "".join(f"[{number}]" for number in numbers) if numbers else ""
+
+    return re.sub(rf"([ \t]*)({MARKER.pattern})", kept, text)
+
+
+def held_back(text: str) -> int:
+    """Return where what may become a marker begins, at the end of a text that is still growing."""
+    match = _PARTIAL.search(text)
+    return match.start() if match else len(text)
+
+
+def _statements(text: str) -> Iterable[tuple[str, list[int]]]:
+    """Yield each sentence without markers, and the numbers that it cites; a marker may follow its end."""
+    clean: list[str] = []
+    places: list[tuple[int, list[int]]] = []
+    length = begin = 0
+    for match in MARKER.finditer(text):
+        clean.append(text[begin : match.start()])
+        length += match.start() - begin
+        begin = match.end()
+        places.append((length, numbers_of(match[0])))
+    clean.append(text[begin:])
+    plain = "".join(clean)
+    spans = [(s.start, s.end) for s in sentences(plain)]
+    cited: dict[tuple[int, int], list[int]] = {}
+    for place, numbers in places:
+        before = len(plain[:place].rstrip())
+        # The sentence that holds the last character before the marker; the first one has none before.
+        span = next((s for s in spans if s[0] < before <= s[1]), spans[0] if spans else (0, 0))
+        cited.setdefault(span, []).extend(numbers)
+    for (start, end), numbers in cited.items():
+        yield plain[start:end], list(dict.fromkeys(numbers))
+
+
+def narrow(statement: str, passage: Passage) -> Citation:
+    """Return the citation of the passage's sentence that supports the statement best."""
+    start, end = _best(statement, passage.text)
+    return Citation(
+        marker=passage.number,
+        document=passage.document,
+        version=passage.version,
+        start=passage.start + start,
+        end=passage.start + end,
+        text=passage.text[start:end],
+    )
+
+
+def _best(statement: str, text: str) -> tuple[int, int]:
+    spans = [(s.start, s.end) for s in sentences(text)]
+    words = [set(terms(text[start:end])) for start, end in spans]
+    wanted = set(terms(statement))
+    weight = _rarity(words)
+    shared = [sum(weight[word] for word in wanted & found) for found in words]
+    if not shared or max(shared) <= 0:
+        return 0, len(text)
+    # A long sentence shares more by chance: what it shares counts against its own length.
+    scores = [
+        s * s / (1 + sum(weight[word] for word in found)) for s, found in zip(shared, words, strict=True)
+    ]
+    return spans[scores.index(max(scores))]
+
+
+def _rarity(groups: Sequence[set[str]]) -> Mapping[str, float]:
+    """Return a weight for each word: the fewer groups have it, the more it tells."""
+    counts = Counter(word for group in groups for word in group)
+    return {word: math.log(1 + len(groups) / count) for word, count in counts.items()}
