@@ -79,7 +79,7 @@ def _carry_out(action: Action, doors: Doors, resource: Resource) -> None:  # noq
             with doors.postgres.unfenced() as connection:
                 polaris_migrations.upgrade(connection, action.revision)
         case TakeOver():
-            doors.postgres.take_over(action.installation, action.name, doors.holder)
+            doors.postgres.take_over(action.installation, action.name, doors.process.holder)
         case WriteVaultRole():
             _vault(doors).write_role(action.role, action.group_role)
         case DeleteVaultRole():

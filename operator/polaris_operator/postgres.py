@@ -15,6 +15,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,6 +30,7 @@ from polaris.errors import (
     DatabaseRefused,
     DatabaseUnavailable,
     DeadlineExceeded,
+    NotOwner,
     PolarisError,
     Prerequisite,
 )
@@ -37,6 +39,7 @@ from polaris.sql import Sql, compose, identifier, literal
 from polaris.telemetry import logger
 from polaris_operator import bootstrap
 from polaris_operator.steps import BuildIndex, ExecuteAlone
+from polaris_operator.world.index import BuildFailure
 
 log = logger(__name__)
 
@@ -114,6 +117,8 @@ class Postgres:
         self._folder = tempfile.TemporaryDirectory(prefix="polaris-postgres-")
         self.fence: Fence | None = None
         """Set by `take_over`; nothing is written without it."""
+        self.failures: dict[tuple[str, str], BuildFailure] = {}
+        """Builds that this process started and that failed last, by schema and name of the index."""
         self.server = server
         self.identity = identity
         self._pooled, self._single = self._engines()
@@ -188,7 +193,7 @@ class Postgres:
                 return False
             session = stack.pop_all()
         threading.Thread(
-            target=_build, args=(connection, session, action, ended), name=action.index, daemon=True
+            target=self._build, args=(connection, session, action, ended), name=action.index, daemon=True
         ).start()
         return True
 
@@ -207,6 +212,34 @@ class Postgres:
         self._renew()  # The name of the sessions tells their epoch.
         log.info("took over", installation=str(installation), epoch=epoch)
 
+    def beat(self) -> None:
+        """Say that this installation's operator lives; the command line keeps away from one that does."""
+        with self.write() as connection:
+            run(connection, self._heartbeat("now()"))
+
+    def resign(self) -> None:
+        """Say that no operator lives here any more, as far as that is possible."""
+        with contextlib.suppress(PolarisError), self.write() as connection:
+            run(connection, self._heartbeat("NULL"))
+
+    def _heartbeat(self, value: str) -> Sql:
+        return compose(
+            "UPDATE polaris.installations SET heartbeat_at = {value} WHERE id = {id}",
+            value=Sql(value),
+            id=literal(str(self.fence.installation if self.fence else "")),
+        )
+
+    def builds(self) -> bool:
+        """Whether a build lives in a session of the present login; False where nobody answers."""
+        with contextlib.suppress(PolarisError), self.probe() as connection:
+            return bool(
+                connection.exec_driver_sql(
+                    "SELECT count(*) FROM pg_stat_activity WHERE usename = session_user"
+                    " AND application_name LIKE 'polaris-operator/%%/build/%%'"
+                ).scalar_one()
+            )
+        return False
+
     def administer(self, statements: Sequence[Sql]) -> None:
         """Run what administrators grant once (`bootstrap.statements`), as the login, who may."""
         with _translated(), self._single.connect() as pristine:
@@ -222,6 +255,29 @@ class Postgres:
             return psycopg2.extensions.encrypt_password(password, username, driver, "scram-sha-256")
 
     # Underneath
+
+    def _build(
+        self,
+        connection: Connection,
+        session: contextlib.ExitStack,
+        action: BuildIndex,
+        ended: Callable[[], None],
+    ) -> None:
+        which = (action.schema, action.index)
+        log.info("build started", schema=action.schema, index=action.index)
+        try:
+            with session:
+                run(connection, action.statement)
+        except Exception as error:  # noqa: BLE001  the end of a thread: it is kept and shown
+            failed = self.failures.get(which)
+            message = " ".join(str(error).split())
+            self.failures[which] = BuildFailure(message, datetime.now(UTC), failed.count + 1 if failed else 1)
+            log.warning("build failed", schema=action.schema, index=action.index, error=message)
+        else:
+            self.failures.pop(which, None)
+            log.info("build done", schema=action.schema, index=action.index)
+        finally:
+            ended()
 
     @contextlib.contextmanager
     def _transaction(self, mode: str, timeout: int, *, role: bool = True) -> Iterator[Connection]:
@@ -273,7 +329,7 @@ class Postgres:
             self.fence = None
             raise Conflict("the catalog was made anew: it is taken over again")
         if row.epoch != fence.epoch:
-            raise Conflict(f"another operator has taken over: {row.holder}, epoch {row.epoch}")
+            raise NotOwner(f"another operator has taken over: {row.holder}, epoch {row.epoch}")
 
     def _renew(self) -> None:
         old = self._pooled
@@ -353,26 +409,6 @@ def _relation_exists(connection: Connection, action: BuildIndex) -> bool:
     name = identifier(action.schema, action.index)
     found = connection.exec_driver_sql("SELECT to_regclass(%s)", (str(name),)).scalar_one()
     return found is not None
-
-
-def _build(
-    connection: Connection,
-    session: contextlib.ExitStack,
-    action: BuildIndex,
-    ended: Callable[[], None],
-) -> None:
-    log.info("build started", schema=action.schema, index=action.index)
-    try:
-        with session:
-            run(connection, action.statement)
-    except PolarisError as error:
-        log.warning("build ended", schema=action.schema, index=action.index, error=str(error))
-    except Exception:
-        log.exception("build ended", schema=action.schema, index=action.index)
-    else:
-        log.info("build done", schema=action.schema, index=action.index)
-    finally:
-        ended()
 
 
 # --- what PostgreSQL says ----------------------------------------------------------------------

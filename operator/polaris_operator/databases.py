@@ -1,0 +1,217 @@
+"""The databases that this process is logged in to: one entry a PolarisDatabase.
+
+An entry is opened when its PolarisDatabase is reconciled, and found by the indexes that refer to it.
+The operator's own login is replaced at half of its life; sessions that run go on with the old one,
+which the ledger remembers (owner `operator/…`) until it is revoked.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from polaris.errors import NotFound, PolarisError, VaultUnavailable
+from polaris.spec import PolarisDatabaseSpec, SecretKeyRef
+from polaris.spec import Vault as VaultSpec
+from polaris.status import Reason
+from polaris.telemetry import logger
+from polaris_operator.doors import Doors, OwnLogin, Process
+from polaris_operator.objects import Key, Objects, Resource
+from polaris_operator.postgres import Identity, Postgres, Server
+from polaris_operator.steps import Blocked
+from polaris_operator.vault import AppRoleMethod, KubernetesMethod, Method, TokenMethod, Vault
+
+log = logger(__name__)
+
+
+@dataclass
+class _Entry:
+    """What is kept of a database between two looks at its PolarisDatabase."""
+
+    vault: Vault | None = None
+    vault_made_from: Any = None
+    own: OwnLogin | None = None
+    postgres: Postgres | None = None
+    doors: Doors | None = None
+    blocked: Blocked | None = None
+    """Why indexes can't use it; None: they can."""
+    allowed: frozenset[str] = frozenset()
+
+
+class Databases:
+    """Entries by key. `open` and `close` are called by whoever has the key; `find` by anybody."""
+
+    def __init__(self, objects: Objects, process: Process, wake: Callable[[Key], None]) -> None:
+        self._objects = objects
+        self._process = process
+        self._wake = wake
+        self._lock = threading.Lock()
+        self._entries: dict[Key, _Entry] = {}
+
+    def find(self, database: Key, namespace: str) -> Doors | Blocked:
+        """Return the doors of a database, for an object of this namespace, or why it has to wait."""
+        with self._lock:
+            entry = self._entries.get(database)
+        if entry is None:
+            if self._objects.complete() and self._objects.get(database) is None:
+                return Blocked(Reason.DATABASE_NOT_FOUND, f"there is no {database}", stalled=True)
+            return _not_ready(database, "it was not looked at yet")
+        if entry.allowed.isdisjoint({namespace, "*"}):
+            message = f"{database} does not allow namespace {namespace} (spec.allowedNamespaces)"
+            return Blocked(Reason.NAMESPACE_NOT_ALLOWED, message, stalled=True)
+        if entry.blocked is not None or entry.doors is None:
+            return _not_ready(database, entry.blocked.message if entry.blocked else "it was not opened yet")
+        return entry.doors
+
+    def settle(self, database: Key, allowed: frozenset[str], blocked: Blocked | None) -> bool:
+        """Say whether indexes can use a database; return whether they can now and could not before."""
+        with self._lock:
+            entry = self._entries.setdefault(database, _Entry(blocked=_not_ready(database, "new")))
+        could_not = entry.blocked is not None
+        entry.allowed, entry.blocked = allowed, blocked
+        return could_not and blocked is None
+
+    def block(self, database: Key, blocked: Blocked) -> None:
+        """Say why indexes can't use a database now; who may use it stays as it was."""
+        with self._lock:
+            self._entries.setdefault(database, _Entry()).blocked = blocked
+
+    def open(self, resource: Resource, spec: PolarisDatabaseSpec) -> Doors:
+        """Return the doors of a database, logged in with what its spec says now.
+
+        Raises NotFound for a Secret or key that is not there, and what Vault and PostgreSQL raise.
+        """
+        with self._lock:
+            entry = self._entries.setdefault(
+                resource.key, _Entry(blocked=_not_ready(resource.key, "it was not looked at yet"))
+            )
+        namespace = resource.key.namespace
+        tls = spec.tls
+        ca = None if tls.ca_secret_ref is None else self._value(namespace, tls.ca_secret_ref)
+        server = Server(spec.host, spec.port, spec.database, tls.mode, ca)
+        identity = self._identity(entry, namespace, spec)
+        if entry.postgres is None:
+            entry.postgres = Postgres(server, identity)
+        elif (entry.postgres.server, entry.postgres.identity) != (server, identity):
+            entry.postgres.log_in(server, identity)
+        entry.doors = Doors(
+            resource.key, self._objects, entry.postgres, entry.vault, entry.own, self._process, self._wake
+        )
+        return entry.doors
+
+    def forget_login(self, database: Key) -> None:
+        """PostgreSQL refused the login: the next `open` asks Vault for another."""
+        with self._lock:
+            entry = self._entries.get(database)
+        if entry is not None:
+            _revoke_own(entry)
+
+    def close(self, database: Key) -> None:
+        """End what was opened: the object is gone, or this process ends."""
+        with self._lock:
+            entry = self._entries.pop(database, None)
+        if entry is None:
+            return
+        if entry.postgres is not None:
+            entry.postgres.resign()
+            if not entry.postgres.builds():
+                _revoke_own(entry)
+            entry.postgres.close()
+        if entry.vault is not None:
+            entry.vault.close()
+
+    def close_all(self) -> None:
+        """End everything that was opened."""
+        for database in list(self._entries):
+            self.close(database)
+
+    # Which login
+
+    def _identity(self, entry: _Entry, namespace: str, spec: PolarisDatabaseSpec) -> Identity:
+        source = spec.credentials
+        if source.vault is not None:
+            return self._leased(entry, namespace, source.vault)
+        if entry.vault is not None:
+            _revoke_own(entry)
+            entry.vault.close()
+            entry.vault = entry.vault_made_from = None
+        if source.secret_ref is None:
+            raise NotFound("spec.credentials names no source")  # The spec's own rule forbids it.
+        name = source.secret_ref.name
+        username, password = (
+            self._value(namespace, SecretKeyRef(name=name, key=key)) for key in ("username", "password")
+        )
+        return Identity(username, password)
+
+    def _leased(self, entry: _Entry, namespace: str, spec: VaultSpec) -> Identity:
+        method, secret = self._method(namespace, spec)
+        ca = None if spec.ca_secret_ref is None else self._value(namespace, spec.ca_secret_ref)
+        made_from = (spec, secret, ca)
+        if entry.vault is None or entry.vault_made_from != made_from:
+            if entry.vault is not None:
+                entry.vault.close()
+            entry.vault = Vault(spec.address, method, mount=spec.mount, connection=spec.connection, ca=ca)
+            entry.vault_made_from = made_from
+        now = datetime.now(UTC)
+        own, postgres = entry.own, entry.postgres
+        if (
+            own is not None
+            and postgres is not None
+            and now < own.issued_at + (own.expires_at - own.issued_at) / 2
+        ):
+            return postgres.identity
+        try:
+            issued = entry.vault.issue(spec.role)
+        except VaultUnavailable as error:
+            # The login that we have serves for the other half of its life.
+            if own is None or postgres is None or now >= own.expires_at:
+                raise
+            log.warning("own login not renewed", error=str(error), expires_at=own.expires_at.isoformat())
+            return postgres.identity
+        entry.own = OwnLogin(issued.username, issued.lease_id, now, issued.expires_at)
+        return Identity(issued.username, issued.password)
+
+    def _method(self, namespace: str, spec: VaultSpec) -> tuple[Method, str]:
+        """Return how to log in to Vault, and the secret that it was made with."""
+        auth = spec.auth
+        if auth.kubernetes is not None:
+            kubernetes = auth.kubernetes
+            account = kubernetes.service_account_name
+
+            def token() -> str:
+                return self._objects.service_account_token(namespace, account, kubernetes.audience).value
+
+            return KubernetesMethod(kubernetes.mount, kubernetes.role, token), ""
+        if auth.token is not None:
+            secret = self._value(namespace, auth.token.secret_ref).strip()
+            return TokenMethod(secret), secret
+        if auth.app_role is not None:
+            secret = self._value(namespace, auth.app_role.secret_ref).strip()
+            return AppRoleMethod(auth.app_role.mount, auth.app_role.role_id, secret), secret
+        raise NotFound("spec.credentials.vault.auth names no method")  # The spec's own rule forbids it.
+
+    def _value(self, namespace: str, reference: SecretKeyRef) -> str:
+        secret = self._objects.secret(namespace, reference.name)
+        if secret is None:
+            raise NotFound(f"there is no Secret {namespace}/{reference.name}")
+        if reference.key not in secret.data:
+            raise NotFound(f"Secret {namespace}/{reference.name} has no key {reference.key}")
+        return secret.data[reference.key]
+
+
+def _not_ready(database: Key, why: str) -> Blocked:
+    return Blocked(Reason.DATABASE_NOT_READY, f"{database} is not ready: {why}", stalled=False)
+
+
+def _revoke_own(entry: _Entry) -> None:
+    """Revoke our own lease, as far as that is possible; it ends by itself in any case."""
+    own, entry.own = entry.own, None
+    if own is None or entry.vault is None:
+        return
+    try:
+        entry.vault.revoke(own.lease_id)
+    except PolarisError as error:
+        log.warning("own login not revoked", expires_at=own.expires_at.isoformat(), error=str(error))

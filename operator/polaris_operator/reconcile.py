@@ -1,0 +1,244 @@
+"""One pass over one object: gather, decide, act, gather again, report.
+
+The same function serves a new object, a changed one, drift, a resync and a deletion. Nothing is known
+from the pass before but what stands in the object, the catalog and PostgreSQL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Generic, Protocol, TypeVar
+
+from prometheus_client import Counter, Histogram
+
+from polaris.errors import (
+    ClusterUnavailable,
+    Conflict,
+    DatabaseRefused,
+    DeadlineExceeded,
+    NotOwner,
+    PolarisError,
+)
+from polaris.names import FINALIZER
+from polaris.spec import PolarisDatabaseSpec, PolarisIndexSpec, parse_spec
+from polaris.status import DatabaseStatus, IndexStatus
+from polaris.telemetry import logger
+from polaris_operator.apply import apply
+from polaris_operator.conditions import shared
+from polaris_operator.databases import Databases
+from polaris_operator.doors import Doors
+from polaris_operator.objects import Key, Objects, Resource
+from polaris_operator.steps import Blocked, Plan
+
+log = logger(__name__)
+
+S = TypeVar("S", PolarisDatabaseSpec, PolarisIndexSpec)
+W = TypeVar("W")
+S_contra = TypeVar("S_contra", bound=PolarisDatabaseSpec | PolarisIndexSpec, contravariant=True)
+
+PASSES = Counter(
+    "polaris_operator_passes_total", "Passes over objects, by how they ended.", ["kind", "outcome"]
+)
+SECONDS = Histogram("polaris_operator_pass_seconds", "Time of a pass over an object.", ["kind"])
+
+# What is made first decides what can be seen next: a catalog, then its roles, then its logins.
+_ROUNDS = 10
+
+
+class Side(Protocol[S_contra, W]):
+    """What is particular to objects of one kind. `gather` only reads; the others are pure."""
+
+    def gather(self, resource: Resource, spec: S_contra, doors: Doors, now: datetime) -> W:
+        """Return the world of this object; change nothing."""
+        ...
+
+    def plan(self, resource: Resource, spec: S_contra, world: W, now: datetime) -> Plan:
+        """Return what has to be done."""
+        ...
+
+    def status(
+        self, resource: Resource, spec: S_contra, world: W, plan: Plan, now: datetime
+    ) -> DatabaseStatus | IndexStatus:
+        """Return the status, from the world after the last step, and what is left of the plan."""
+        ...
+
+    def deadline_seconds(self, resource: Resource) -> int:
+        """Return how long a deletion may hold the object while its database can't be reached."""
+        ...
+
+
+class DatabaseSide(Side[PolarisDatabaseSpec, W], Protocol[W]):
+    """What is particular to a PolarisDatabase."""
+
+    def in_the_way(self, spec: PolarisDatabaseSpec, world: W) -> Blocked | None:
+        """Return why indexes can't use the database yet."""
+        ...
+
+    def collect(self, resource: Resource, doors: Doors, now: datetime) -> float | None:
+        """Take care of what objects that are gone left in this database; when to look again."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Settled(Generic[W]):
+    world: W
+    again: float | None
+
+
+@dataclass(frozen=True)
+class Sides:
+    """What is particular to each kind."""
+
+    database: DatabaseSide[Any]
+    index: Side[PolarisIndexSpec, Any]
+
+
+class Reconciler:
+    """Looks at one object at a time; several threads may look at different ones."""
+
+    def __init__(
+        self,
+        objects: Objects,
+        databases: Databases,
+        sides: Sides,
+        wake: Callable[[Key], None],
+        *,
+        resync_seconds: float = 60.0,
+    ) -> None:
+        self._objects = objects
+        self._databases = databases
+        self._sides = sides
+        self._wake = wake
+        self._resync_seconds = resync_seconds
+
+    def reconcile(self, key: Key) -> float:
+        """Make one object true and report; return the seconds until it is to be looked at again.
+
+        Raises PolarisError where it could not be done now; the object then says so already.
+        """
+        with SECONDS.labels(key.kind).time():
+            try:
+                again = self._pass(key)
+            except PolarisError as error:
+                PASSES.labels(key.kind, type(error).__name__).inc()
+                raise
+        PASSES.labels(key.kind, "done").inc()
+        return again
+
+    def _pass(self, key: Key) -> float:
+        resource = self._objects.get(key)
+        if resource is None:
+            self._gone(key)
+            return self._resync_seconds
+        now = datetime.now(UTC)
+        try:
+            if key.kind == "PolarisDatabase":
+                return self._database(resource, now)
+            return self._index(resource, now)
+        except ClusterUnavailable:
+            raise  # There is nobody to tell.
+        except PolarisError as error:
+            self._report_failure(resource, error)
+            raise
+
+    # The two kinds
+
+    def _database(self, resource: Resource, now: datetime) -> float:
+        key, side = resource.key, self._sides.database
+        try:
+            spec = parse_spec(PolarisDatabaseSpec, resource.spec)
+            doors = self._databases.open(resource, spec)
+            settled = self._settle(side, resource, spec, doors)
+            doors.postgres.beat()
+        except PolarisError as error:
+            if isinstance(error, DatabaseRefused):
+                self._databases.forget_login(key)
+            if not isinstance(error, ClusterUnavailable):
+                self._databases.block(key, shared.blocked_by(error))
+            raise
+        allowed = frozenset(spec.allowed_namespaces or [key.namespace])
+        if self._databases.settle(key, allowed, side.in_the_way(spec, settled.world)):
+            self._wake_indexes(key)
+        collected = side.collect(resource, doors, now)
+        times = (settled.again, collected, self._resync_seconds)
+        return min(time for time in times if time is not None)
+
+    def _index(self, resource: Resource, now: datetime) -> float:
+        spec = parse_spec(PolarisIndexSpec, resource.spec)
+        reference = spec.database_ref
+        database = Key("PolarisDatabase", reference.namespace or resource.key.namespace, reference.name)
+        doors = self._databases.find(database, resource.key.namespace)
+        if isinstance(doors, Blocked):
+            if not self._give_up(resource, self._sides.index.deadline_seconds(resource), now):
+                self._write(resource, shared.interrupted(resource, doors, now))
+            return self._resync_seconds
+        settled = self._settle(self._sides.index, resource, spec, doors)
+        return min(settled.again or self._resync_seconds, self._resync_seconds)
+
+    def _settle(self, side: Side[S, W], resource: Resource, spec: S, doors: Doors) -> _Settled[W]:
+        """Go round until nothing is left to be done, and report what there is then."""
+        for _ in range(_ROUNDS):
+            now = datetime.now(UTC)
+            world = side.gather(resource, spec, doors, now)
+            plan = side.plan(resource, spec, world, now)
+            if not plan.steps:
+                break
+            resource = apply(plan.steps, doors, resource)
+        else:
+            raise DeadlineExceeded(
+                f"it does not settle in {_ROUNDS} rounds; still to be done: {plan.steps[0].sentence}"
+            )
+        self._write(resource, shared.plain(side.status(resource, spec, world, plan, now)))
+        return _Settled(world, plan.look_again_seconds)
+
+    # Objects that are gone, or on their way
+
+    def _gone(self, key: Key) -> None:
+        if key.kind == "PolarisDatabase":
+            self._databases.close(key)
+            self._wake_indexes(key)
+            return
+        # What it left behind is its database's to collect, and which that was nobody knows any more.
+        for database in self._objects.list("PolarisDatabase"):
+            self._wake(database.key)
+
+    def _give_up(self, resource: Resource, seconds: int, now: datetime) -> bool:
+        """Let a deleted object go whose database was out of reach for too long."""
+        if resource.deleted_at is None or FINALIZER not in resource.finalizers:
+            return False
+        if now < resource.deleted_at + timedelta(seconds=seconds):
+            return False
+        log.warning("deleted without its database", object=str(resource.key), seconds=seconds)
+        self._objects.set_finalizer(resource, present=False)
+        return True
+
+    def _wake_indexes(self, database: Key) -> None:
+        for index in self._objects.list("PolarisIndex"):
+            reference = index.spec.get("databaseRef", {})
+            namespace = reference.get("namespace") or index.key.namespace
+            if (namespace, reference.get("name")) == (database.namespace, database.name):
+                self._wake(index.key)
+
+    # Reporting
+
+    def _report_failure(self, resource: Resource, error: PolarisError) -> None:
+        now = datetime.now(UTC)
+        database = resource.key.kind == "PolarisDatabase"
+        side: Side[Any, Any] = self._sides.database if database else self._sides.index
+        # The object may have changed under us: a finalizer, a status.
+        present = self._objects.get(resource.key)
+        if present is None or self._give_up(present, side.deadline_seconds(present), now):
+            return
+        if isinstance(error, Conflict) and not isinstance(error, NotOwner):
+            return  # It is looked at again in a moment; what it says still holds.
+        self._write(present, shared.interrupted(present, shared.blocked_by(error), now))
+
+    def _write(self, resource: Resource, status: dict[str, Any]) -> None:
+        if status == resource.status:
+            return
+        before, after = (shared.condition(one, "Stalled") for one in (resource.status, status))
+        self._objects.write_status(resource, status)
+        if after and after.get("reason") != before.get("reason"):
+            self._objects.event(resource, after["reason"], after["message"], warning=True)
