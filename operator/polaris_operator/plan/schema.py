@@ -35,6 +35,7 @@ def damage(aim: Aim) -> Blocked | None:
         *_lost(aim),
         *(fault for table in tables(aim) for fault in _faults(aim, table)),
         *(f"{view} is not a view" for view in _VIEWS if _is_other(aim.world.relations.get(view))),
+        *_ids_not_unique(aim),
     ]
     if not faults:
         return None
@@ -65,6 +66,17 @@ def _faults(aim: Aim, table: layout.Table) -> Iterator[str]:
         yield from _column_faults(table.name, wanted, columns.get(wanted.name))
     if seen.primary_key != table.primary_key:
         yield f"the primary key of {table.name} is ({', '.join(seen.primary_key)})"
+
+
+def _ids_not_unique(aim: Aim) -> Iterator[str]:
+    # Two documents of one id: the service would go on to update either.
+    unique = any(
+        seen.table == names.DOCUMENTS and seen.columns == ("external_id",) and seen.unique and seen.valid
+        for seen in aim.world.indexes.values()
+        if not seen.partial
+    )
+    if names.DOCUMENTS in aim.world.relations and not unique:
+        yield f"{names.DOCUMENTS}.external_id is not unique any more"
 
 
 def _is_other(seen: Relation | None) -> bool:

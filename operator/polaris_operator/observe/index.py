@@ -1,0 +1,495 @@
+"""What there is of indexes: one look at a database, for one index or for a thousand.
+
+Each query is over sets, so a look costs about the same for any number of indexes. Locks are looked at
+as they are now, and the catalogs as they were at the first query: a build that ended between the two
+looks as if it had died. The steps that would follow from that look again, under its lock.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+from polaris import layout, names
+from polaris.catalog import CONSUMER_TIMEOUT_SECONDS
+from polaris.spec import Embedding
+from polaris.sql import Sql, compose, identifier, join
+from polaris_operator.world.index import (
+    Build,
+    Claim,
+    Column,
+    GenerationRow,
+    Grants,
+    IndexRow,
+    IndexSeen,
+    IndexWorld,
+    Model,
+    Relation,
+    Role,
+    Schema,
+)
+
+_BASE = text("""
+SELECT c.id AS catalog, current_database() AS database, now() AS now,
+  s.last_value + CAST(s.is_called AS integer) AS next_number,
+  EXISTS (SELECT FROM pg_roles WHERE rolname = :issuer) AS issuer,
+  has_database_privilege('public', current_database(), 'CONNECT') AS public_connects,
+  (SELECT query_url FROM polaris.consumers
+   WHERE kind = 'query' AND query_url IS NOT NULL
+     AND reported_at > now() - make_interval(secs => :timeout)
+   ORDER BY reported_at DESC, id LIMIT 1) AS query_url
+FROM polaris.catalog c CROSS JOIN polaris.indexes_id_seq s
+""")
+
+_MODELS = text("""
+SELECT DISTINCT provider, model, revision, dimension FROM polaris.models
+WHERE reported_at > now() - make_interval(secs => :timeout)
+""")
+
+_INDEX_COLUMNS = """
+SELECT i.id, i.installation_id, n.name AS installation_name, i.namespace, i.name, i.uid, i.state,
+  i.deletion_policy, i.schema_name, i.spec, i.object_generation, i.serving, i.updated_at
+FROM polaris.indexes i JOIN polaris.installations n ON n.id = i.installation_id
+"""
+_ROWS = text(f"""{_INDEX_COLUMNS}
+WHERE i.id = ANY(CAST(:numbers AS integer[])) OR (i.namespace, i.name) IN
+  (SELECT * FROM unnest(CAST(:namespaces AS text[]), CAST(:names AS text[])))
+""")  # noqa: S608  a constant of ours
+_OWN_ROWS = text(_INDEX_COLUMNS + "WHERE i.installation_id = :installation ORDER BY i.id")
+
+_GENERATIONS = text("""
+SELECT index_id, number, state, embedding, chunking, vector_index, ef_search, recall, recall_rows,
+  recall_at, load_requested_at, valid_since, low_water
+FROM polaris.generations WHERE index_id = ANY(CAST(:numbers AS integer[])) ORDER BY number
+""")
+
+# PostgreSQL 16 brought inherit_option and set_option; before it every membership had both.
+_ROLES = text("""
+SELECT r.rolname AS name, r.rolcanlogin AS login,
+  has_database_privilege(r.oid, current_database(), 'CONNECT') AS connects,
+  coalesce(json_agg(json_build_array(m.rolname,
+    coalesce(CAST(to_jsonb(a) ->> 'inherit_option' AS boolean), true)
+    AND coalesce(CAST(to_jsonb(a) ->> 'set_option' AS boolean), true), a.admin_option))
+    FILTER (WHERE m.oid IS NOT NULL), '[]') AS members
+FROM pg_roles r
+LEFT JOIN pg_auth_members a ON a.roleid = r.oid
+LEFT JOIN pg_roles m ON m.oid = a.member
+WHERE r.rolname = ANY(CAST(:roles AS text[])) GROUP BY r.oid, r.rolname, r.rolcanlogin
+""")
+
+_GRANTEE = "CASE x.grantee WHEN 0 THEN 'public' ELSE pg_get_userbyid(x.grantee) END"
+
+_SCHEMAS = text(f"""
+SELECT n.nspname AS name, pg_get_userbyid(n.nspowner) AS owner,
+  (SELECT json_agg(json_build_array({_GRANTEE}, x.privilege_type)) FROM aclexplode(n.nspacl) x) AS grants
+FROM pg_namespace n WHERE n.nspname = ANY(CAST(:schemas AS text[]))
+""")  # noqa: S608  a constant of ours
+
+_RELATIONS = text(f"""
+SELECT n.nspname AS schema, c.relname AS name, c.relkind AS kind, pg_get_userbyid(c.relowner) AS owner,
+  CAST(greatest(pg_stat_get_live_tuples(c.oid), c.reltuples, 0) AS bigint) AS rows,
+  CASE c.relkind WHEN 'r' THEN coalesce(pg_relation_size(c.oid), 0) ELSE 0 END AS bytes,
+  (SELECT json_agg(json_build_array(
+       a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attstorage) ORDER BY a.attnum)
+   FROM pg_attribute a
+   WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) AS columns,
+  (SELECT json_agg(a.attname ORDER BY k.place)
+   FROM pg_constraint p CROSS JOIN unnest(p.conkey) WITH ORDINALITY k(number, place)
+   JOIN pg_attribute a ON a.attrelid = p.conrelid AND a.attnum = k.number
+   WHERE p.conrelid = c.oid AND p.contype = 'p') AS primary_key,
+  (SELECT json_agg(json_build_array({_GRANTEE}, x.privilege_type)) FROM aclexplode(c.relacl) x) AS grants,
+  (SELECT json_agg(DISTINCT s.relname)
+   FROM pg_rewrite w
+   JOIN pg_depend d ON d.classid = CAST('pg_rewrite' AS regclass) AND d.objid = w.oid
+     AND d.refclassid = CAST('pg_class' AS regclass) AND d.refobjid <> c.oid
+   JOIN pg_class s ON s.oid = d.refobjid
+   WHERE c.relkind = 'v' AND w.ev_class = c.oid) AS depends_on
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = ANY(CAST(:schemas AS text[])) AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+""")  # noqa: S608  a constant of ours
+
+_INDEXES = text("""
+SELECT n.nspname AS schema, x.relname AS name, t.relname AS table,
+  i.indisvalid AND i.indisready AND i.indislive AS valid, m.amname AS method, o.opcname AS opclass,
+  coalesce(x.reloptions, '{}') AS options, pg_get_expr(i.indexprs, i.indrelid) AS expression,
+  i.indisunique AS unique, i.indpred IS NOT NULL AS partial,
+  EXISTS (SELECT FROM pg_constraint p WHERE p.conindid = x.oid) AS constraint,
+  (SELECT coalesce(json_agg(a.attname ORDER BY k.place), '[]')
+   FROM unnest(CAST(i.indkey AS smallint[])) WITH ORDINALITY k(number, place)
+   JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.number) AS columns
+FROM pg_index i
+JOIN pg_class x ON x.oid = i.indexrelid
+JOIN pg_class t ON t.oid = i.indrelid
+JOIN pg_namespace n ON n.oid = t.relnamespace
+JOIN pg_am m ON m.oid = x.relam
+LEFT JOIN pg_opclass o ON o.oid = i.indclass[0]
+WHERE n.nspname = ANY(CAST(:schemas AS text[]))
+""")
+
+_LOCKS = text("""
+SELECT l.pid, (CAST(l.classid AS bigint) << 32) | CAST(l.objid AS bigint) AS key
+FROM pg_locks l
+WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+""")
+
+_BUILDS = text("""
+SELECT p.pid, n.nspname AS schema, t.relname AS table, x.relname AS index, p.phase,
+  CASE WHEN p.blocks_total > 0 THEN p.blocks_done ELSE p.tuples_done END AS done,
+  CASE WHEN p.blocks_total > 0 THEN p.blocks_total ELSE p.tuples_total END AS total,
+  a.query_start AS started_at,
+  (SELECT coalesce(json_agg(format('%s (pid %s, %s since %s)', coalesce(b.usename, b.backend_type), b.pid,
+       coalesce(b.state, 'working'), to_char(b.xact_start, 'HH24:MI:SS')) ORDER BY b.pid), '[]')
+   FROM pg_stat_activity b WHERE b.pid = ANY(pg_blocking_pids(p.pid))) AS blocked_by
+FROM pg_stat_progress_create_index p
+JOIN pg_class t ON t.oid = p.relid
+JOIN pg_namespace n ON n.oid = t.relnamespace
+LEFT JOIN pg_class x ON x.oid = p.index_relid
+LEFT JOIN pg_stat_activity a ON a.pid = p.pid
+WHERE p.datname = current_database()
+""")
+
+
+@dataclass
+class _Found:
+    """The catalogs' rows, by schema or role."""
+
+    roles: Mapping[str, Role]
+    schemas: Mapping[str, Schema]
+    relations: Mapping[str, Mapping[str, Relation]]
+    indexes: Mapping[str, Mapping[str, IndexSeen]]
+    builds: Mapping[str, tuple[Build, ...]]
+    locks: frozenset[int]
+
+
+def gather(
+    connection: Connection, installation: UUID, claims: Sequence[Claim], *, canary: bool = True
+) -> dict[Claim, IndexWorld]:
+    """Return what there is of each claim's index.
+
+    The connection is in a transaction that reads. `canary` asks the planner, for each index, how it
+    would run a search: a statement for each, where all else is a few for all.
+    """
+    rows = _rows(connection, claims)
+    return _worlds(connection, installation, rows, claims=claims, canary=canary)
+
+
+def gather_own(connection: Connection, installation: UUID) -> tuple[IndexRow, ...]:
+    """Return all indexes that this installation owns, released and half removed ones too."""
+    found = connection.execute(_OWN_ROWS, {"installation": installation})
+    return tuple(_index_row(row) for row in found.mappings())
+
+
+def gather_row(connection: Connection, installation: UUID, row: IndexRow) -> IndexWorld:
+    """Return what there is of the index of this row, whatever its object says."""
+    claim = Claim(row.namespace, row.name)
+    return _worlds(connection, installation, [row], claims=[claim], canary=False)[claim]
+
+
+def _worlds(
+    connection: Connection,
+    installation: UUID,
+    rows: Sequence[IndexRow],
+    *,
+    claims: Sequence[Claim],
+    canary: bool,
+) -> dict[Claim, IndexWorld]:
+    locks = [(row.pid, row.key) for row in connection.execute(_LOCKS)]
+    builds = _builds(connection, locks)
+    timeout = {"timeout": CONSUMER_TIMEOUT_SECONDS}
+    base = connection.execute(_BASE, {**timeout, "issuer": names.ISSUER_ROLE}).mappings().one()
+    models = frozenset(Model(**row) for row in connection.execute(_MODELS, timeout).mappings())
+    generations = _generations(connection, [row.number for row in rows])
+    bare = {claim: _bare(claim, rows, base, installation=installation, models=models) for claim in claims}
+    schemas = {claim: _schema_name(claim, world) for claim, world in bare.items()}
+    found = _found(connection, bare.values(), set(schemas.values()), builds, locks)
+    worlds = {}
+    for claim, world in bare.items():
+        worlds[claim] = _filled(world, schemas[claim], found, generations.get(world.number, ()))
+    return _looked_into(connection, worlds, schemas, canary=canary)
+
+
+# --- the catalog ---------------------------------------------------------------------------------
+
+
+def _rows(connection: Connection, claims: Sequence[Claim]) -> list[IndexRow]:
+    parameters = {
+        "namespaces": [claim.namespace for claim in claims],
+        "names": [claim.name for claim in claims],
+        "numbers": [number for claim in claims if (number := _adopted(claim)) is not None],
+    }
+    return [_index_row(row) for row in connection.execute(_ROWS, parameters).mappings()]
+
+
+def _adopted(claim: Claim) -> int | None:
+    _, slash, number = (claim.adopt or "").partition("/")
+    return int(number) if slash and number.isdecimal() and len(number) <= 9 else None
+
+
+def _index_row(row: Mapping[Any, Any]) -> IndexRow:
+    return IndexRow(
+        number=row["id"],
+        installation=row["installation_id"],
+        installation_name=row["installation_name"],
+        namespace=row["namespace"],
+        name=row["name"],
+        uid=row["uid"],
+        state=row["state"],
+        deletion_policy=row["deletion_policy"],
+        schema=row["schema_name"],
+        spec=row["spec"],
+        object_generation=row["object_generation"],
+        serving=row["serving"],
+        updated_at=row["updated_at"],
+    )
+
+
+@dataclass(frozen=True)
+class _Generation:
+    row: GenerationRow
+    low_water: int
+
+
+def _generations(connection: Connection, numbers: Sequence[int]) -> dict[int, tuple[_Generation, ...]]:
+    found: dict[int, tuple[_Generation, ...]] = defaultdict(tuple)
+    for row in connection.execute(_GENERATIONS, {"numbers": list(numbers)}).mappings():
+        values = {key: value for key, value in row.items() if key not in ("index_id", "low_water")}
+        found[row["index_id"]] += (_Generation(GenerationRow(**values), row["low_water"]),)
+    return found
+
+
+def _bare(
+    claim: Claim,
+    rows: Iterable[IndexRow],
+    base: Mapping[Any, Any],
+    *,
+    installation: UUID,
+    models: frozenset[Model],
+) -> IndexWorld:
+    own = named = None
+    for row in rows:
+        if (row.namespace, row.name) == (claim.namespace, claim.name):
+            own = row
+        elif row.number == _adopted(claim):
+            named = row
+    return IndexWorld(
+        catalog=base["catalog"],
+        database=base["database"],
+        installation=installation,
+        now=base["now"],
+        next_number=base["next_number"],
+        row=own,
+        named=named,
+        issuer=base["issuer"],
+        public_connects=base["public_connects"],
+        models=models,
+        query_url=base["query_url"],
+    )
+
+
+def _schema_name(claim: Claim, world: IndexWorld) -> str:
+    if world.subject is not None:
+        return world.subject.schema
+    return names.index_schema(world.next_number, claim.name)
+
+
+# --- PostgreSQL's catalogs -----------------------------------------------------------------------
+
+
+def _found(
+    connection: Connection,
+    worlds: Iterable[IndexWorld],
+    schemas: set[str],
+    builds: Mapping[str, tuple[Build, ...]],
+    locks: Iterable[tuple[int, int]],
+) -> _Found:
+    roles = {role for world in worlds for role in _role_names(world)}
+    parameters = {"schemas": sorted(schemas)}
+    return _Found(
+        roles=_roles(connection, sorted(roles)),
+        schemas={
+            row["name"]: Schema(row["owner"], _grants(row["grants"]))
+            for row in connection.execute(_SCHEMAS, parameters).mappings()
+        },
+        relations=_relations(connection, parameters),
+        indexes=_indexes(connection, parameters),
+        builds=builds,
+        locks=frozenset(key for _, key in locks),
+    )
+
+
+def _role_names(world: IndexWorld) -> list[str]:
+    return [
+        *(names.index_role(world.catalog, world.number, role) for role in ("owner", "reader", "writer")),
+        *(names.group_role(world.catalog, purpose) for purpose in ("query", "worker")),
+    ]
+
+
+def _roles(connection: Connection, roles: Sequence[str]) -> dict[str, Role]:
+    return {
+        row["name"]: Role(
+            login=row["login"],
+            members=frozenset(member for member, usable, _ in row["members"] if usable),
+            admins=frozenset(member for member, _, admin in row["members"] if admin),
+            connects=row["connects"],
+        )
+        for row in connection.execute(_ROLES, {"roles": list(roles)}).mappings()
+    }
+
+
+def _grants(pairs: Sequence[Sequence[str]] | None) -> Grants:
+    return frozenset((grantee, privilege) for grantee, privilege in pairs or ())
+
+
+def _relations(connection: Connection, parameters: Mapping[str, Any]) -> dict[str, dict[str, Relation]]:
+    found: dict[str, dict[str, Relation]] = defaultdict(dict)
+    for row in connection.execute(_RELATIONS, parameters).mappings():
+        found[row["schema"]][row["name"]] = Relation(
+            kind=row["kind"],
+            owner=row["owner"],
+            columns=tuple(
+                # A type of an extension is printed with its schema where that is not on the path.
+                Column(name, kind.rpartition(".")[2], not_null, storage)
+                for name, kind, not_null, storage in row["columns"] or ()
+            ),
+            primary_key=tuple(row["primary_key"] or ()),
+            grants=_grants(row["grants"]),
+            rows=row["rows"],
+            bytes=row["bytes"],
+            depends_on=frozenset(row["depends_on"] or ()),
+        )
+    return found
+
+
+def _indexes(connection: Connection, parameters: Mapping[str, Any]) -> dict[str, dict[str, IndexSeen]]:
+    found: dict[str, dict[str, IndexSeen]] = defaultdict(dict)
+    for row in connection.execute(_INDEXES, parameters).mappings():
+        options = dict(option.split("=", 1) for option in row["options"])
+        values = {key: value for key, value in row.items() if key not in ("schema", "name")}
+        found[row["schema"]][row["name"]] = IndexSeen(
+            **{**values, "options": options, "columns": tuple(row["columns"])}
+        )
+    return found
+
+
+def _builds(connection: Connection, locks: Iterable[tuple[int, int]]) -> dict[str, tuple[Build, ...]]:
+    held: dict[int, set[int]] = defaultdict(set)
+    for pid, key in locks:
+        held[pid].add(key)
+    found: dict[str, tuple[Build, ...]] = defaultdict(tuple)
+    for row in connection.execute(_BUILDS).mappings():
+        values = {key: value for key, value in row.items() if key != "schema"}
+        found[row["schema"]] += (
+            Build(**{**values, "blocked_by": tuple(row["blocked_by"])}, locks=frozenset(held[row["pid"]])),
+        )
+    return found
+
+
+def _filled(
+    world: IndexWorld, schema: str, found: _Found, generations: tuple[_Generation, ...]
+) -> IndexWorld:
+    return replace(
+        world,
+        generations=tuple(generation.row for generation in generations),
+        roles={role: found.roles[role] for role in _role_names(world) if role in found.roles},
+        schema=found.schemas.get(schema),
+        relations=dict(found.relations.get(schema, {})),
+        indexes=dict(found.indexes.get(schema, {})),
+        builds=found.builds.get(schema, ()),
+        locks=found.locks,
+    )
+
+
+# --- inside the schemas --------------------------------------------------------------------------
+
+
+def _looked_into(
+    connection: Connection, worlds: dict[Claim, IndexWorld], schemas: Mapping[Claim, str], *, canary: bool
+) -> dict[Claim, IndexWorld]:
+    """Add what only the indexes' own tables tell: the clock, whether documents wait, the canary."""
+    asked = {claim: world for claim, world in worlds.items() if names.CLOCK in world.relations}
+    if not asked:
+        return worlds
+    claims = list(asked)
+    one_by_one = [_inside(place, schemas[claim], asked[claim]) for place, claim in enumerate(claims)]
+    statement = join(" UNION ALL ", one_by_one)
+    rows = connection.exec_driver_sql(statement, execution_options={"no_parameters": True}).mappings()
+    for row in rows:
+        claim = claims[row["place"]]
+        world = replace(asked[claim], clock=row["clock"])
+        if row["behind"] and world.generation is not None:
+            waiting = replace(world.generation, behind=True)
+            others = [g for g in world.generations if g.number != waiting.number]
+            world = replace(world, generations=(waiting, *others))
+        worlds[claim] = world
+    if canary:
+        for claim in claims:
+            chosen = _canary(connection, schemas[claim], worlds[claim])
+            worlds[claim] = replace(worlds[claim], canary=chosen)
+    return worlds
+
+
+def _inside(place: int, schema: str, world: IndexWorld) -> Sql:
+    return compose(
+        "SELECT {place} AS place, (SELECT max(sequence) FROM {clock}) AS clock, {behind} AS behind",
+        place=place,
+        clock=identifier(schema, names.CLOCK),
+        behind=_behind(schema, world),
+    )
+
+
+def _behind(schema: str, world: IndexWorld) -> Sql:
+    generation = world.generation
+    needed = {names.DOCUMENTS}
+    if generation is not None:
+        needed.add(names.applied_table(generation.number))
+    if generation is None or generation.state != "loading" or needed - world.relations.keys():
+        return Sql("false")
+    return compose(
+        "EXISTS (SELECT FROM {documents} d LEFT JOIN {applied} a ON a.document_id = d.id"
+        " WHERE d.sequence > (SELECT low_water FROM polaris.generations"
+        " WHERE index_id = {number} AND number = {generation})"
+        " AND d.sequence > greatest(coalesce(a.sequence, 0), coalesce(a.failed_sequence, 0)))",
+        documents=identifier(schema, names.DOCUMENTS),
+        applied=identifier(schema, names.applied_table(generation.number)),
+        number=world.number,
+        generation=generation.number,
+    )
+
+
+def _canary(connection: Connection, schema: str, world: IndexWorld) -> str | None:
+    """Return the index by which the planner would find the nearest vectors; None where it uses none."""
+    generation = world.generation
+    if generation is None or names.chunks_table(generation.number) not in world.relations:
+        return None
+    statement = compose(
+        "EXPLAIN (FORMAT JSON) SELECT document_id FROM {chunks}"
+        " ORDER BY embedding {operator} (SELECT embedding FROM {chunks} LIMIT 1) LIMIT 10",
+        chunks=identifier(schema, names.chunks_table(generation.number)),
+        operator=layout.DISTANCE_OPERATOR[Embedding.model_validate(generation.embedding).metric],
+    )
+    plan = connection.exec_driver_sql(statement, execution_options={"no_parameters": True}).scalar_one()
+    return _index_of(plan if isinstance(plan, list) else json.loads(plan))
+
+
+def _index_of(plan: Any) -> str | None:
+    """Return the name of the first ordered index scan in a plan, depth first."""
+    if isinstance(plan, list):
+        return next((found for part in plan if (found := _index_of(part))), None)
+    if not isinstance(plan, Mapping):
+        return None
+    if plan.get("Node Type") == "Index Scan" and "Order By" in plan:
+        return str(plan["Index Name"])
+    return next(
+        (found for key in ("Plan", "Plans") if (found := _index_of(plan.get(key)))),
+        None,
+    )
+
+
+__all__ = ["gather", "gather_own", "gather_row"]
