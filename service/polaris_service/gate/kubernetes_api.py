@@ -73,7 +73,6 @@ class KubernetesPolicy:
         )
         self._configuration: Configuration | None = None
         self._client: httpx.AsyncClient | None = None
-        self.challenge = f'Bearer realm="polaris", audience="{" ".join(self._audiences)}"'
 
     async def start(self) -> None:
         """Find the way to the API server; told in the log, and at each request, where there is none."""

@@ -10,8 +10,6 @@ ANONYMOUS = Caller("anonymous")
 class OpenPolicy:
     """Asks nobody anything."""
 
-    challenge = ""
-
     async def who(self, token: str | None) -> Caller:  # noqa: ARG002
         """Return the one caller that there is."""
         return ANONYMOUS

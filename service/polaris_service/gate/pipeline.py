@@ -17,9 +17,6 @@ SCOPE_KEY = "polaris.admission"
 class Policy(Protocol):
     """A way to know callers and what they may: Kubernetes, a file of tokens, or everybody all."""
 
-    challenge: str
-    """Value of WWW-Authenticate in a 401; empty: nobody is ever asked who they are."""
-
     async def who(self, token: str | None) -> Caller:
         """Return who holds the token; raise Unauthenticated, Unavailable."""
         ...
@@ -63,11 +60,6 @@ class Gate:
     async def stop(self) -> None:
         """Close the policy."""
         await self._policy.stop()
-
-    @property
-    def challenge(self) -> str:
-        """Value of WWW-Authenticate in a 401."""
-        return self._policy.challenge
 
     async def caller(self, request: Request) -> Caller:
         """Return who asks; raises Unauthenticated, Unavailable."""

@@ -95,8 +95,6 @@ def parse_tokens(text: str) -> dict[str, Token]:
 class TokensPolicy:
     """Knows the callers of a file, at most a second behind it."""
 
-    challenge = 'Bearer realm="polaris"'
-
     def __init__(self, path: Path) -> None:
         self._path = path
         self._tokens: dict[str, Token] | None = None
