@@ -54,7 +54,7 @@ COMMANDS = (
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command that the arguments name, and exit."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    given, debug = _take_debug(given)
+    given, debug = take_debug(given)
     code = run(given, debug=debug)
     # What is left to be written goes nowhere if the reader (`| head`) has gone.
     try:
@@ -108,7 +108,7 @@ def _about_usage(error: typer.TyperException) -> str:
     return f"{message} (see {context.command_path} --help)" if context else message
 
 
-def _take_debug(given: list[str]) -> tuple[list[str], bool]:
+def take_debug(given: list[str]) -> tuple[list[str], bool]:
     """Take `--debug` out, wherever it stands before `--`: it is about the program, not a command."""
     end = given.index("--") if "--" in given else len(given)
     kept = [word for word in given[:end] if word != "--debug"]

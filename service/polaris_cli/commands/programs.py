@@ -25,16 +25,16 @@ def operator(
     settings: OperatorSettings,
 ) -> None:
     """Run the operator, on a cluster or on a folder of manifests."""
+    if files is None and data is not None:
+        raise WrongUsage("--data goes with --files only: a cluster keeps its Secrets and status")
+    if files is not None and not files.is_dir():
+        raise WrongUsage(f"there is no folder {files}")
     from polaris_operator import main
 
     if files is None:
-        if data is not None:
-            raise WrongUsage("--data goes with --files only: a cluster keeps its Secrets and status")
         main.run_operator(settings)
-        return
-    if not files.is_dir():
-        raise WrongUsage(f"there is no folder {files}")
-    main.run_folder(settings, files, data or Path(".polaris"))
+    else:
+        main.run_folder(settings, files, data or Path(".polaris"))
 
 
 @with_settings(ServiceSettings)
