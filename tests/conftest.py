@@ -8,6 +8,22 @@ import pytest
 
 from kube import build
 from kube.cluster import Cluster
+from parts import servers
+from parts.fixtures import (  # noqa: F401
+    any_postgres,
+    fresh_database,
+    openbao,
+    postgres,
+    postgres15,
+    postgres16,
+    vault_administrator,
+    vector_postgres,
+)
+
+
+def pytest_report_header() -> list[str]:
+    """Say what this machine can't test, and why."""
+    return [reason for reason in (servers.why_not_15(),) if reason]
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -1,0 +1,1 @@
+"""The real parts that `polaris up` brings along, and what keeps them running."""

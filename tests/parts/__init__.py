@@ -1,0 +1,1 @@
+"""The real parts that tests run against: PostgreSQL of three versions, and OpenBao."""

@@ -1,0 +1,35 @@
+"""Ending processes in tests, and waiting for their end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+
+import psutil
+
+from polaris_cli.up.process import has_ended
+
+_PATIENCE_SECONDS = 60.0
+
+
+def kill(*processes: psutil.Process) -> None:
+    """Kill with -9, and return when it is done."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    wait(processes)
+
+
+def wait(processes: Sequence[psutil.Process]) -> None:
+    """Return when all have ended; AssertionError with those that do not."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while alive := [process for process in processes if not has_ended(process)]:
+        assert time.monotonic() < deadline, f"still running: {alive}"
+        time.sleep(0.01)
+
+
+def family(pid: int | None) -> list[psutil.Process]:
+    """Return a process and all below it."""
+    parent = psutil.Process(pid)
+    return [parent, *parent.children(recursive=True)]
