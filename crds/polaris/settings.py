@@ -243,8 +243,6 @@ class UpSettings(FolderSettings):
     """Address of the service."""
     port: Port = 8080
     """Port of the service."""
-    manifests: Path | None = None
-    """Folder of manifests to reconcile; without it, those in the data folder."""
 
 
 PROGRAMS: dict[str, type[Settings]] = {

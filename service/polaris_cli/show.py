@@ -10,7 +10,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -63,6 +63,27 @@ class Meter(Protocol):
     def set(self, done: int, total: int | None = None, about: str | None = None) -> None:
         """Say that `done` of `total` (None: as before) are done, and what of (None: as before)."""
         ...
+
+
+@contextlib.contextmanager
+def step(about: str) -> Iterator[Callable[[str], None]]:
+    """Show on stderr that something is being done, and how long it took; lends a way to say more."""
+    began = time.monotonic()
+    with contextlib.ExitStack() as showing:
+        more: Callable[[str], None] = lambda _: None  # noqa: E731  nothing can move
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.markup import escape
+
+            status = showing.enter_context(Console(stderr=True).status(escape(about)))
+            more = lambda detail: status.update(escape(clean(f"{about}: {detail}")))  # noqa: E731
+        try:
+            yield more
+        except BaseException:
+            showing.close()
+            say(f"✗ {about}")
+            raise
+    say(f"✓ {about} ({time.monotonic() - began:.1f} s)")
 
 
 class _Bar:

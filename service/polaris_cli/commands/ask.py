@@ -40,10 +40,10 @@ def _print(answer: Mapping[str, Any]) -> None:
     print(show.clean(answer["answer"]))
     if answer.get("citations"):
         print("\nSources")
-    for number, citation in enumerate(answer.get("citations") or (), 1):
+    for citation in answer.get("citations") or ():
         start, end = citation["span"]
         place = f"{citation['document']} (version {citation['version']}) [{start}:{end}]"
         quoted = textwrap.shorten(citation["text"], 90, placeholder=" …")
-        print(show.clean(f"  [{number}] {place}\n      “{quoted}”"))
+        print(show.clean(f"  [{citation['marker']}] {place}\n      “{quoted}”"))
     if answer.get("degraded"):
         show.say(f"degraded: {', '.join(answer['degraded'])}")

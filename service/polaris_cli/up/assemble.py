@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +98,7 @@ class Up:
                 for part in (self._operator, self._service, self._worker):
                     self._supervisor.start(part)
             begun.pop_all()
-        self._await_objects()
-        self._load_handbook()
+        self._first_index()
         self._say_ready(time.monotonic() - began)
 
     def _begin(self, begun: ExitStack, part: Part) -> None:
@@ -178,16 +177,22 @@ class Up:
 
     # --- until the first question can be asked ---
 
-    def _await_objects(self) -> None:
+    def _first_index(self) -> None:
         with show.step("database default/main") as more:
             self._await("PolarisDatabase", layout.DATABASE, more)
-        if not self._wants_handbook():
+        if not self._handbook_manifest().exists():
             return
         try:
             with show.step("index default/handbook") as more:
                 self._await("PolarisIndex", layout.INDEX, more)
         except Prerequisite as error:
-            show.say(f"{error}\nAll else runs; change {self._handbook_manifest()}")
+            # A manifest that its owner has changed; nothing else depends on it.
+            show.say(f"{error}; change {self._handbook_manifest()}")
+            return
+        digest = layout.handbook_digest()
+        if not self._folder.loaded.exists() or self._folder.loaded.read_text("utf-8") != digest:
+            with show.step("handbook, in English and Portuguese"):
+                self._load_handbook(digest)
 
     def _handbook_manifest(self) -> Path:
         return self._folder.manifests / f"{layout.INDEX}.yaml"
@@ -218,23 +223,16 @@ class Up:
             if part.poll() is not None:
                 raise Unavailable(f"{part.name} ended while starting (log: {part.log_file})")
 
-    def _load_handbook(self) -> None:
-        digest = layout.handbook_digest()
-        with suppress(FileNotFoundError):
-            if self._folder.loaded.read_text("utf-8") == digest:
-                return
-        if not (self._folder.manifests / f"{layout.INDEX}.yaml").exists():
-            return
+    def _load_handbook(self, digest: str) -> None:
         index = names.IndexName(layout.NAMESPACE, layout.INDEX)
         pages = [layout.handbook()]
         settings = ClientSettings.load(os.environ, {"server": self.address})
         with Service(settings) as service:
             loader = Loader(service, index, show.say)
-            with show.step("handbook, in English and Portuguese"):
-                with show.meter("handbook", files.count_documents(pages)) as meter:
-                    loader.load(files.documents(pages, Options()), meter)
-                with show.meter("handbook: embedding") as meter:
-                    loader.wait(meter)
+            with show.meter("handbook: loading", files.count_documents(pages)) as meter:
+                loader.load(files.documents(pages, Options()), meter)
+            with show.meter("handbook: embedding") as meter:
+                loader.wait(meter)
         if not loader.summary.refused:
             write_private(self._folder.loaded, digest)
 
