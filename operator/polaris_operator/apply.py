@@ -21,6 +21,8 @@ from polaris.telemetry import logger
 from polaris_operator import bootstrap, ledger, login_secret
 from polaris_operator.doors import Doors
 from polaris_operator.objects import Resource
+from polaris_operator.observe.recall import measure
+from polaris_operator.plan.recall import record
 from polaris_operator.postgres import run
 from polaris_operator.steps import (
     Action,
@@ -29,6 +31,7 @@ from polaris_operator.steps import (
     Execute,
     ExecuteAlone,
     IssueLogin,
+    MeasureRecall,
     Migrate,
     RevokeLease,
     RevokeLogin,
@@ -75,6 +78,8 @@ def _carry_out(action: Action, doors: Doors, resource: Resource) -> None:  # noq
             doors.postgres.alone(action)
         case BuildIndex():
             doors.postgres.start_build(action, lambda: doors.wake(resource.key))
+        case MeasureRecall():
+            _measure(action, doors)
         case Migrate():
             with doors.postgres.unfenced() as connection:
                 polaris_migrations.upgrade(connection, action.revision)
@@ -90,6 +95,12 @@ def _carry_out(action: Action, doors: Doors, resource: Resource) -> None:  # noq
             _revoke(action, doors, resource)
         case RevokeLease():
             _vault(doors).revoke(action.lease_id)
+
+
+def _measure(action: MeasureRecall, doors: Doors) -> None:
+    measured, rows = measure(doors.postgres, action)
+    with doors.postgres.write() as connection:
+        run(connection, record(action.index, action.generation, measured, rows))
 
 
 def _vault(doors: Doors) -> Vault:

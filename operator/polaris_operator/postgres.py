@@ -431,6 +431,13 @@ _BY_STATE: dict[str, Callable[[str], PolarisError]] = {
     "55P03": Conflict,  # lock_not_available
     "55006": Conflict,  # object_in_use
     "40": Conflict,  # serialization failures, deadlocks
+    # Somebody made or dropped it since it was looked at.
+    "23505": Conflict,  # unique_violation
+    "42P01": Conflict,  # undefined_table
+    "42P06": Conflict,  # duplicate_schema
+    "42P07": Conflict,  # duplicate_table
+    "42710": Conflict,  # duplicate_object
+    "2BP01": Prerequisite,  # dependent_objects_still_exist: somebody else's, not ours to drop
     "57014": DeadlineExceeded,  # query_canceled, by statement_timeout
     "42501": Prerequisite,  # insufficient_privilege
     "28": DatabaseRefused,
@@ -448,8 +455,10 @@ def _sqlstate(error: exc.DBAPIError) -> str | None:
 
 def _said(error: exc.DBAPIError) -> str:
     diagnosis = getattr(error.orig, "diag", None)
-    primary = getattr(diagnosis, "message_primary", None)
-    return " ".join(str(primary or error.orig).split())
+    said = [getattr(diagnosis, "message_primary", None) or error.orig]
+    if _sqlstate(error) == "2BP01":  # Which they are stands in the detail; elsewhere that may be data.
+        said.append(f"({getattr(diagnosis, 'message_detail', None)})")
+    return " ".join(" ".join(map(str, said)).split())
 
 
 def _translate(error: exc.DBAPIError) -> PolarisError | None:
