@@ -46,7 +46,7 @@ def plan_deletion(
 ) -> Plan:
     """Return what a deleted object still waits for.
 
-    `logins` are the steps that revoke the logins of its readers.
+    `logins` are the steps that revoke the logins of its readers (and, to remove it, Vault's role).
     """
     row = world.row
     ours = row is not None and row.installation == world.installation and row.uid == resource.uid
@@ -177,14 +177,7 @@ def _drop_roles(world: IndexWorld, name: Naming, guard: Sql) -> tuple[Step, ...]
         compose("DROP OWNED BY {roles}", roles=named),
         compose("DROP ROLE {roles}", roles=named),
     )
-    return (
-        Step(
-            Reason.DELETED,
-            f"Delete the role of {name.reader} in Vault",
-            DeleteVaultRole(names.vault_role(name.catalog, name.reader)),
-        ),
-        Step(Reason.DELETED, f"Drop the roles {', '.join(roles)}", Execute(statements, (guard,))),
-    )
+    return (Step(Reason.DELETED, f"Drop the roles {', '.join(roles)}", Execute(statements, (guard,))),)
 
 
 def _forget(name: Naming, guard: Sql) -> Step:
@@ -200,6 +193,13 @@ def _forget(name: Naming, guard: Sql) -> Step:
         Execute((credentials, index, tell(names.CATALOG_CHANNEL, name.number)), (guard, settled)),
         destructive=True,
     )
+
+
+def forget_vault_role(world: IndexWorld) -> tuple[Step, ...]:
+    """Return the step that deletes Vault's role for readers of the index, once its logins are revoked."""
+    reader = names.index_role(world.catalog, world.number, "reader")
+    action = DeleteVaultRole(names.vault_role(world.catalog, reader))
+    return (Step(Reason.DELETED, f"Delete the role {action.role} in Vault", action),)
 
 
 # --- objects that are gone -----------------------------------------------------------------------

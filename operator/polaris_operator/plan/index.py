@@ -212,7 +212,7 @@ def _point(case: _Case, aim: Aim) -> list[Step]:
     """Return the step that says that the spec is true; the service goes by it from then on."""
     if case.decision.blocked is not None:
         return []
-    row, resource = aim.world.row, case.resource
+    row, resource = aim.world.subject, case.resource
     number, serving = aim.name.number, row.serving if row else None
     same = aim.made == aim.spec
     if same and row is not None and serving is not None and row.object_generation == resource.generation:

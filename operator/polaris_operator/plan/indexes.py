@@ -271,9 +271,9 @@ def leftovers(aim: Aim, keep: frozenset[str], now: datetime) -> Progress:
 
 
 def _grace(aim: Aim, now: datetime) -> float:
-    if aim.world.row is None:
+    if aim.world.subject is None:
         return 0.0
-    return (aim.world.row.updated_at + timedelta(seconds=DROP_GRACE_SECONDS) - now).total_seconds()
+    return (aim.world.subject.updated_at + timedelta(seconds=DROP_GRACE_SECONDS) - now).total_seconds()
 
 
 def unwanted_builds(aim: Aim, keep: frozenset[str]) -> list[Step]:

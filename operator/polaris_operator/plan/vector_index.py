@@ -115,9 +115,9 @@ def _serving(aim: Aim, generation: GenerationRow, wanted: Wanted | None, now: da
         return _begin_loading(aim, wanted) if _load_wished(aim, generation) else Progress()
     if state == Standing.VALID:
         return Progress((_switch(aim, wanted),))
-    honest = _forget_lost(aim, generation)
     if state == Standing.ABSENT and aim.empty:
-        return Progress((*honest, _switch(aim, wanted, wanted.index.create(aim.name.schema))))
+        return Progress((_switch(aim, wanted, wanted.index.create(aim.name.schema)),))
+    honest = _forget_lost(aim, generation)
     if state == Standing.BUILDING:
         progress = indexes.waiting(aim, wanted.name)
     else:

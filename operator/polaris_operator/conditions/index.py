@@ -1,0 +1,263 @@
+"""The status of a PolarisIndex: pure, from what was observed and what is left to be done.
+
+`Serving` says whether queries are answered now; `Ready`, whether everything is as the spec says. An
+index that waits for a person, or builds another index beside the one that serves, serves all the while.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from polaris import names
+from polaris.spec import PolarisIndexSpec
+from polaris.status import (
+    ActiveStatus,
+    CandidateStatus,
+    CredentialStatus,
+    IndexStatus,
+    PlanStatus,
+    Reason,
+    StepStatus,
+    VerificationStatus,
+)
+from polaris_operator.conditions import shared
+from polaris_operator.conditions.shared import Said
+from polaris_operator.objects import Resource
+from polaris_operator.plan.index import is_housekeeping
+from polaris_operator.steps import Plan, Step, statements
+from polaris_operator.world.index import Build, GenerationRow, IndexWorld
+
+_SHOWN_STEPS = 50
+_SHOWN_CHARACTERS = 4000
+
+
+@dataclass(frozen=True)
+class Logins:
+    """What is said of the logins of `access`."""
+
+    fresh: Said
+    statuses: tuple[CredentialStatus, ...] = ()
+
+
+NO_LOGINS = Logins(Said("CredentialsFresh", "True", Reason.FRESH, "no logins are asked for"))
+
+
+def index_status(  # noqa: PLR0913, PLR0917  the object, what is known of it, and the time
+    resource: Resource,
+    spec: PolarisIndexSpec,
+    world: IndexWorld,
+    logins: Logins,
+    plan: Plan,
+    now: datetime,
+) -> IndexStatus:
+    """Return the status from the world after the last step, and from what is left of the index's plan."""
+    pending = Plan(
+        tuple(step for step in plan.steps if not is_housekeeping(step)),
+        plan.withheld,
+        plan.blocked,
+        plan.look_again_seconds,
+    )
+    said = [
+        ready(resource, spec, world, pending, logins.fresh),
+        serving(resource, world),
+        logins.fresh,
+        recall_met(resource, spec, world),
+        *shared.progress(pending),
+    ]
+    ours = is_own(resource, world)
+    return IndexStatus(
+        observed_generation=resource.generation,
+        conditions=shared.stamped(resource.status, said, resource.generation, now),
+        catalog=f"{world.catalog}/{world.row.number}" if ours and world.row else None,
+        query_url=world.query_url if ours and serving(resource, world).status == "True" else None,
+        active=active(world) if ours else None,
+        candidate=candidate(world, now) if ours else None,
+        plan=shown_plan(spec, world, plan.withheld),
+        verification=verification(world) if ours else None,
+        credentials=list(logins.statuses),
+    )
+
+
+def is_own(resource: Resource, world: IndexWorld) -> bool:
+    """Whether the index of this name is this object's."""
+    row = world.row
+    return (
+        row is not None
+        and row.installation == world.installation
+        and row.uid == resource.uid
+        and row.state == "active"
+    )
+
+
+# --- conditions ----------------------------------------------------------------------------------
+
+
+def ready(resource: Resource, spec: PolarisIndexSpec, world: IndexWorld, plan: Plan, fresh: Said) -> Said:
+    """Return whether everything is as the spec says."""
+    if plan.blocked is not None:
+        return Said("Ready", "False", plan.blocked.reason, plan.blocked.message)
+    if plan.steps:
+        return Said("Ready", "False", plan.steps[0].reason, plan.steps[0].sentence)
+    if resource.deleted_at is not None:
+        return Said("Ready", "False", Reason.DELETING, "the object is being deleted")
+    lives = serving(resource, world)
+    if lives.status != "True":
+        return Said("Ready", "False", lives.reason, lives.message)
+    if fresh.status == "False" and spec.access:
+        return Said("Ready", "False", fresh.reason, fresh.message)
+    generation = world.generation
+    suffix = ", and is suspended" if spec.suspend else ""
+    message = f"generation {generation.number if generation else '?'} serves as the spec says{suffix}"
+    return Said("Ready", "True", Reason.READY, message)
+
+
+def serving(resource: Resource, world: IndexWorld) -> Said:
+    """Return whether the service can answer queries of this index now."""
+    row, generation = world.row, world.generation
+    if row is None or not is_own(resource, world):
+        return Said("Serving", "False", Reason.PENDING, "nothing serves under this object's name")
+    if row.serving is None or row.spec is None or generation is None:
+        return Said("Serving", "False", Reason.PROVISIONING, "it was not made true yet")
+    tables = (
+        names.DOCUMENTS,
+        names.VERSIONS,
+        names.chunks_table(generation.number),
+        names.applied_table(generation.number),
+    )
+    missing = [table for table in tables if table not in world.relations]
+    if missing:
+        return Said("Serving", "False", Reason.DRIFTED, f"{', '.join(missing)} is gone")
+    return Said("Serving", "True", Reason.SERVING, _how(generation))
+
+
+def _how(generation: GenerationRow) -> str:
+    if generation.state != "serving":
+        return f"generation {generation.number} serves by comparing every row while it is {generation.state}"
+    if generation.vector_index is None:
+        return f"generation {generation.number} serves by comparing every row"
+    return f"generation {generation.number} serves with {generation.vector_index}"
+
+
+def recall_met(resource: Resource, spec: PolarisIndexSpec, world: IndexWorld) -> Said:
+    """Return whether the promise of recall is kept, as far as it was measured."""
+    generation = world.generation
+    if generation is None or not is_own(resource, world):
+        return Said("RecallMet", "Unknown", Reason.NOT_MEASURED, "there is nothing to measure yet")
+    if generation.vector_index is None:
+        return Said("RecallMet", "True", Reason.MEASURED, "every row is compared, so nothing is missed")
+    if generation.recall is None:
+        return Said("RecallMet", "Unknown", Reason.NOT_MEASURED, "it is measured once there is time for it")
+    target = spec.search.target_recall_percent
+    rows = f"at {generation.recall_rows} rows with ef_search {generation.ef_search}"
+    message = f"{_percent(generation.recall)}% of the exact top 10 are found {rows}; promised: {target}%"
+    if generation.recall * 100 >= target:
+        return Said("RecallMet", "True", Reason.MEASURED, message)
+    return Said("RecallMet", "False", Reason.BELOW_TARGET, message)
+
+
+def _percent(recall: float) -> str:
+    # Rounded down: 99.96 is not 100.
+    return f"{int(recall * 1000) / 10:.1f}"
+
+
+# --- the rest ------------------------------------------------------------------------------------
+
+
+def active(world: IndexWorld) -> ActiveStatus | None:
+    """Return what serves; None where nothing does yet."""
+    row, generation = world.row, world.generation
+    if row is None or row.serving is None or generation is None:
+        return None
+    chunks = names.chunks_table(generation.number)
+    relation = world.relations.get(chunks)
+    return ActiveStatus(
+        generation=generation.number,
+        table=f"{row.schema}.{chunks}",
+        index=generation.vector_index or "",
+        rows=relation.rows if relation else 0,
+        model=str(generation.embedding["model"]),
+        dimension=int(generation.embedding["dimension"]),
+        spec_hash=names.digest(row.spec or {}),
+        valid_since=generation.valid_since,
+    )
+
+
+def candidate(world: IndexWorld, now: datetime) -> CandidateStatus | None:
+    """Return how far the build of a vector index is; None where none is under way."""
+    generation = world.generation
+    if generation is None:
+        return None
+    for build in world.builds:
+        if build.table == names.chunks_table(generation.number):
+            return _candidate(generation, build, now)
+    if generation.state == "serving":
+        return None
+    # Between two builds, or before the first: the state of the load is all there is to say.
+    phase = "loading" if generation.state == "loading" else "waiting to be built"
+    return CandidateStatus(generation=generation.number, phase=phase, progress="", done=0, total=0)
+
+
+def _candidate(generation: GenerationRow, build: Build, now: datetime) -> CandidateStatus:
+    share = build.done / build.total if build.total else 0.0
+    end = None
+    if build.started_at is not None and 0 < share < 1:
+        end = now + timedelta(seconds=(now - build.started_at).total_seconds() * (1 - share) / share)
+    return CandidateStatus(
+        generation=generation.number,
+        phase=build.phase,
+        progress=f"{int(share * 100)}%" if build.total else "",
+        done=build.done,
+        total=build.total,
+        estimated_completion=end,
+        blocked_by="; ".join(build.blocked_by),
+    )
+
+
+def verification(world: IndexWorld) -> VerificationStatus | None:
+    """Return what was measured last; None before the first time."""
+    generation = world.generation
+    if generation is None or generation.recall_at is None:
+        return None
+    return VerificationStatus(
+        last_time=generation.recall_at,
+        recall_percent="" if generation.recall is None else _percent(generation.recall),
+        ef_search=generation.ef_search,
+        index_used=generation.vector_index is not None and world.canary == generation.vector_index,
+    )
+
+
+# --- the plan that is shown ----------------------------------------------------------------------
+
+
+def shown_plan(spec: PolarisIndexSpec, world: IndexWorld, withheld: Sequence[Step]) -> PlanStatus | None:
+    """Return what would be done, while something waits; None where nothing does."""
+    if not withheld:
+        return None
+    return PlanStatus(
+        hash=plan_hash(spec, world, withheld),
+        destructive=any(step.destructive for step in withheld),
+        steps=[
+            StepStatus(
+                reason=step.reason.value,
+                sentence=step.sentence,
+                statement=statements(step.action)[:_SHOWN_CHARACTERS],
+                destructive=step.destructive,
+            )
+            for step in withheld[:_SHOWN_STEPS]
+        ],
+    )
+
+
+def plan_hash(spec: PolarisIndexSpec, world: IndexWorld, steps: Sequence[Step]) -> str:
+    """Return what names a plan: the same for the same steps, whatever the time and the row counts."""
+    named = {
+        "spec": spec.model_dump(mode="json", by_alias=True),
+        "generations": [generation.number for generation in world.generations],
+        "steps": [[step.reason.value, type(step.action).__name__, statements(step.action)] for step in steps],
+    }
+    text = json.dumps(named, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"

@@ -1,0 +1,1 @@
+"""PolarisIndex: what is decided about it, and what comes of that in PostgreSQL."""
