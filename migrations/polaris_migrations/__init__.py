@@ -11,8 +11,9 @@ from polaris_migrations.run import (
     check_code,
     current_revision,
     downgrade,
+    known_revisions,
     offline_sql,
     upgrade,
 )
 
-__all__ = ["HEAD", "check_code", "current_revision", "downgrade", "offline_sql", "upgrade"]
+__all__ = ["HEAD", "check_code", "current_revision", "downgrade", "known_revisions", "offline_sql", "upgrade"]

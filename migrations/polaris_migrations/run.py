@@ -46,7 +46,7 @@ def _lock(connection: Connection) -> None:
 def upgrade(connection: Connection, revision: str = "head") -> None:
     """Bring the catalog to `revision`, in the connection's transaction; the caller commits."""
     _lock(connection)
-    if current_revision(connection) not in _known():
+    if current_revision(connection) not in known_revisions():
         return  # A newer version's catalog: `check_code` says whether we may use it.
     command.upgrade(_config(connection), revision)
 
@@ -65,7 +65,8 @@ def offline_sql(revision: str = "head") -> str:
     return output.getvalue()
 
 
-def _known() -> set[str | None]:
+def known_revisions() -> set[str | None]:
+    """Return the revisions that this code has, None (no catalog) among them."""
     scripts = ScriptDirectory(str(_HERE))
     return {None, *(script.revision for script in scripts.walk_revisions())}
 

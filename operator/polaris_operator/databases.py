@@ -18,11 +18,12 @@ from polaris.spec import PolarisDatabaseSpec, SecretKeyRef
 from polaris.spec import Vault as VaultSpec
 from polaris.status import Reason
 from polaris.telemetry import logger
-from polaris_operator.doors import Doors, OwnLogin, Process
+from polaris_operator.doors import Doors
 from polaris_operator.objects import Key, Objects, Resource
 from polaris_operator.postgres import Identity, Postgres, Server
 from polaris_operator.steps import Blocked
 from polaris_operator.vault import AppRoleMethod, KubernetesMethod, Method, TokenMethod, Vault
+from polaris_operator.world.database import OwnLogin, Process
 
 log = logger(__name__)
 

@@ -4,34 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
-from uuid import UUID
 
 from polaris_operator.objects import Key, Objects
 from polaris_operator.postgres import Postgres
 from polaris_operator.vault import Vault
-
-
-@dataclass(frozen=True)
-class OwnLogin:
-    """The login that the operator itself uses, where Vault issued it."""
-
-    username: str
-    lease_id: str
-    issued_at: datetime
-    expires_at: datetime
-
-
-@dataclass(frozen=True)
-class Process:
-    """Who we are, in every catalog."""
-
-    installation: UUID
-    """Made of the name of the cluster or folder."""
-    name: str
-    """That name, for people."""
-    holder: str
-    """This process among those of the installation."""
+from polaris_operator.world.database import OwnLogin, Process
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,10 @@ from __future__ import annotations
 from datetime import datetime
 from uuid import UUID
 
+from polaris.names import OPERATOR_ROLE
 from polaris.sql import Sql, compose, literal
 from polaris_operator.steps import IssueLogin
+from polaris_operator.world.database import OwnLogin
 
 # Rows of the past are kept for people who ask what happened; the newest of a name for its epoch.
 _KEEP_DAYS = 30
@@ -67,6 +69,23 @@ def published(credential: int, owner: str, name: str) -> tuple[Sql, ...]:
             "UPDATE polaris.credentials SET state = 'published' WHERE id = {id} AND state = 'issued'",
             id=credential,
         ),
+    )
+
+
+def record(owner: str, installation: UUID, epoch: int, own: OwnLogin) -> Sql:
+    """Return the statement that writes down a login of the operator itself, which has no Secret."""
+    return compose(
+        "INSERT INTO polaris.credentials (installation_id, owner, name, epoch, group_role, source, state,"
+        " username, lease_id, secret_namespace, secret_name, issued_at, expires_at)"
+        " VALUES ({installation}, {owner}, 'operator', {epoch}, {group}, 'vault', 'published',"
+        " {username}, {lease}, '', '', now(), {expires})",
+        installation=literal(str(installation)),
+        owner=literal(owner),
+        epoch=epoch,
+        group=literal(OPERATOR_ROLE),
+        username=literal(own.username),
+        lease=literal(own.lease_id),
+        expires=literal(own.expires_at.isoformat()),
     )
 
 

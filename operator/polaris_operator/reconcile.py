@@ -7,7 +7,7 @@ from the pass before but what stands in the object, the catalog and PostgreSQL.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -20,6 +20,8 @@ from polaris.errors import (
     DeadlineExceeded,
     NotOwner,
     PolarisError,
+    VaultRefused,
+    VaultUnavailable,
 )
 from polaris.names import FINALIZER
 from polaris.spec import PolarisDatabaseSpec, PolarisIndexSpec, parse_spec
@@ -45,6 +47,7 @@ SECONDS = Histogram("polaris_operator_pass_seconds", "Time of a pass over an obj
 
 # What is made first decides what can be seen next: a catalog, then its roles, then its logins.
 _ROUNDS = 10
+_VAULT_SECONDS = 10.0
 
 
 class Side(Protocol[S_contra, W]):
@@ -155,7 +158,7 @@ class Reconciler:
         except PolarisError as error:
             if isinstance(error, DatabaseRefused):
                 self._databases.forget_login(key)
-            if not isinstance(error, ClusterUnavailable):
+            if not isinstance(error, ClusterUnavailable) and not _passing(error):
                 self._databases.block(key, shared.blocked_by(error))
             raise
         allowed = frozenset(spec.allowed_namespaces or [key.namespace])
@@ -179,19 +182,30 @@ class Reconciler:
 
     def _settle(self, side: Side[S, W], resource: Resource, spec: S, doors: Doors) -> _Settled[W]:
         """Go round until nothing is left to be done, and report what there is then."""
+        failure: PolarisError | None = None
         for _ in range(_ROUNDS):
             now = datetime.now(UTC)
             world = side.gather(resource, spec, doors, now)
             plan = side.plan(resource, spec, world, now)
-            if not plan.steps:
+            if failure is not None or not plan.steps:
                 break
-            resource = apply(plan.steps, doors, resource)
+            try:
+                resource = apply(plan.steps, doors, resource)
+            except (VaultUnavailable, VaultRefused) as error:
+                # What was issued before lives on, so this is no reason to look no further.
+                failure = error
         else:
             raise DeadlineExceeded(
                 f"it does not settle in {_ROUNDS} rounds; still to be done: {plan.steps[0].sentence}"
             )
-        self._write(resource, shared.plain(side.status(resource, spec, world, plan, now)))
-        return _Settled(world, plan.look_again_seconds)
+        again = plan.look_again_seconds
+        if failure is not None:
+            log.warning("Vault failed", object=str(resource.key), error=str(failure))
+            plan = replace(plan, blocked=plan.blocked or shared.blocked_by(failure))
+            again = min(again or _VAULT_SECONDS, _VAULT_SECONDS)
+        if resource.deleted_at is None or resource.finalizers:
+            self._write(resource, shared.plain(side.status(resource, spec, world, plan, now)))
+        return _Settled(world, again)
 
     # Objects that are gone, or on their way
 
@@ -231,7 +245,7 @@ class Reconciler:
         present = self._objects.get(resource.key)
         if present is None or self._give_up(present, side.deadline_seconds(present), now):
             return
-        if isinstance(error, Conflict) and not isinstance(error, NotOwner):
+        if _passing(error):
             return  # It is looked at again in a moment; what it says still holds.
         self._write(present, shared.interrupted(present, shared.blocked_by(error), now))
 
@@ -242,3 +256,8 @@ class Reconciler:
         self._objects.write_status(resource, status)
         if after and after.get("reason") != before.get("reason"):
             self._objects.event(resource, after["reason"], after["message"], warning=True)
+
+
+def _passing(error: PolarisError) -> bool:
+    """Whether the world only moved while we looked: nothing that anybody has to be told."""
+    return isinstance(error, Conflict) and not isinstance(error, NotOwner)

@@ -182,7 +182,7 @@ def _vault_in_the_way(world: CredentialsWorld) -> Blocked | None:
 
 
 def _revoke_orphans(world: CredentialsWorld) -> Iterator[_Finding]:
-    for lease in world.vault.orphans if world.vault else ():
+    for lease in (world.vault.orphans or ()) if world.vault else ():
         yield Step(
             Reason.LOGIN_SUPERSEDED,
             f"lease {lease} stands in no ledger: whoever asked for it died before it was written down",
@@ -219,15 +219,22 @@ def _why_gone(login: Login, world: CredentialsWorld, now: datetime) -> str | _Du
     """Return why a login that is not the present one has to go, or when to look again."""
     match login.state:
         case "requested":
-            settled = login.requested_at + timedelta(seconds=REQUEST_SECONDS)
-            waits = login.source == "vault" and now < settled
-            return _Due(settled) if waits else "it was asked for and never arrived"
+            return _why_never(login, world, now)
         case "issued":
             return "it was issued and never published"
         case "published":
             return None  # Until the ledger learns of the newer one.
         case "superseded":
             return _why_over(login, world, now)
+
+
+def _why_never(login: Login, world: CredentialsWorld, now: datetime) -> str | _Due:
+    settled = login.requested_at + timedelta(seconds=REQUEST_SECONDS)
+    if login.source == "vault" and now < settled:
+        return _Due(settled)
+    if world.vault is not None and login.source == "vault" and world.vault.orphans is None:
+        return _Due(now + timedelta(seconds=_LOOK_AGAIN_SECONDS))  # Its lease is looked for first.
+    return "it was asked for and never arrived"
 
 
 def _why_over(login: Login, world: CredentialsWorld, now: datetime) -> str | _Due:

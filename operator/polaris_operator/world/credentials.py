@@ -73,8 +73,9 @@ class VaultSeen:
 
     roles: frozenset[str] = frozenset()
     """Roles that are there and issue what they should."""
-    orphans: tuple[str, ...] = ()
-    """Leases of our roles that no row of the ledger knows: somebody died between lease and ledger."""
+    orphans: tuple[str, ...] | None = None
+    """Leases of our roles that no row of the ledger knows: somebody died between lease and ledger.
+    None: they were not looked for, because nobody did, or because somebody is at it right now."""
     unavailable: str = ""
     """Why Vault could not be asked; "" where it answered."""
     refused: str = ""
