@@ -51,6 +51,7 @@ _SQL_OPERATORS = {
 }
 _ORDERINGS = frozenset({Operator.GT, Operator.GTE, Operator.LT, Operator.LTE})
 _GROUPS = ("and", "or", "not")
+_OPERATORS = {operator.value: operator for operator in Operator}
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +136,10 @@ class _Parser:
         at = f"{pointer}/{word}"
         if word in _GROUPS:
             return self._group(word, inner, at, depth)
-        if word not in Operator:
+        operator = _OPERATORS.get(word)
+        if operator is None:
             raise InvalidInput(f"must be an object with exactly one of: {_choices()}", pointer)
-        return self._comparison(Operator(word), inner, at)
+        return self._comparison(operator, inner, at)
 
     def _group(self, word: str, inner: Any, at: str, depth: int) -> Filter:
         if word == "not":

@@ -140,7 +140,7 @@ class Fields:
     def check_mode(self) -> None:
         """Refuse a mode that this version does not have."""
         mode = self._typed("mode", lambda v: isinstance(v, str), "a string")
-        if mode is None or mode in SearchMode:
+        if mode is None or mode in list(SearchMode):
             return
         have = ", ".join(SearchMode)
         if mode in _MODES_TO_COME:
