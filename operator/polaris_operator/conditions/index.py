@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from polaris import names
@@ -17,44 +16,33 @@ from polaris.spec import PolarisIndexSpec
 from polaris.status import (
     ActiveStatus,
     CandidateStatus,
-    CredentialStatus,
     IndexStatus,
     PlanStatus,
     Reason,
     StepStatus,
     VerificationStatus,
 )
-from polaris_operator.conditions import shared
+from polaris_operator.conditions import credentials, shared
 from polaris_operator.conditions.shared import Said
 from polaris_operator.objects import Resource
-from polaris_operator.plan.index import is_housekeeping
+from polaris_operator.plan.index import is_housekeeping, wanted_logins
+from polaris_operator.plan.ownership import is_own
 from polaris_operator.steps import Plan, Step, statements
-from polaris_operator.world.index import Build, GenerationRow, IndexWorld
+from polaris_operator.world.credentials import Wanted
+from polaris_operator.world.index import Build, GenerationRow, IndexFacts, IndexWorld
 
 _SHOWN_STEPS = 50
 _SHOWN_CHARACTERS = 4000
 
 
-@dataclass(frozen=True)
-class Logins:
-    """What is said of the logins of `access`."""
-
-    fresh: Said
-    statuses: tuple[CredentialStatus, ...] = ()
-
-
-NO_LOGINS = Logins(Said("CredentialsFresh", "True", Reason.FRESH, "no logins are asked for"))
-
-
-def index_status(  # noqa: PLR0913, PLR0917  the object, what is known of it, and the time
-    resource: Resource,
-    spec: PolarisIndexSpec,
-    world: IndexWorld,
-    logins: Logins,
-    plan: Plan,
-    now: datetime,
+def index_status(
+    resource: Resource, spec: PolarisIndexSpec, facts: IndexFacts, plan: Plan, now: datetime
 ) -> IndexStatus:
-    """Return the status from the world after the last step, and from what is left of the index's plan."""
+    """Return the status from the world after the last step, and from what is left of the index's plan.
+
+    What is left to be done about logins is not in that plan.
+    """
+    world, wanted = facts.index, wanted_logins(resource, spec, facts.index)
     pending = Plan(
         tuple(step for step in plan.steps if not is_housekeeping(step)),
         plan.withheld,
@@ -62,9 +50,9 @@ def index_status(  # noqa: PLR0913, PLR0917  the object, what is known of it, an
         plan.look_again_seconds,
     )
     said = [
-        ready(resource, spec, world, pending, logins.fresh),
+        ready(resource, spec, facts, pending, now),
         serving(resource, world),
-        logins.fresh,
+        fresh(wanted, facts, now),
         recall_met(resource, spec, world),
         *shared.progress(pending),
     ]
@@ -78,25 +66,14 @@ def index_status(  # noqa: PLR0913, PLR0917  the object, what is known of it, an
         candidate=candidate(world, now) if ours else None,
         plan=shown_plan(spec, world, plan.withheld),
         verification=verification(world) if ours else None,
-        credentials=list(logins.statuses),
-    )
-
-
-def is_own(resource: Resource, world: IndexWorld) -> bool:
-    """Whether the index of this name is this object's."""
-    row = world.row
-    return (
-        row is not None
-        and row.installation == world.installation
-        and row.uid == resource.uid
-        and row.state == "active"
+        credentials=credentials.lines(wanted, facts.credentials) if facts.credentials else [],
     )
 
 
 # --- conditions ----------------------------------------------------------------------------------
 
 
-def ready(resource: Resource, spec: PolarisIndexSpec, world: IndexWorld, plan: Plan, fresh: Said) -> Said:
+def ready(resource: Resource, spec: PolarisIndexSpec, facts: IndexFacts, plan: Plan, now: datetime) -> Said:
     """Return whether everything is as the spec says."""
     if plan.blocked is not None:
         return Said("Ready", "False", plan.blocked.reason, plan.blocked.message)
@@ -104,15 +81,28 @@ def ready(resource: Resource, spec: PolarisIndexSpec, world: IndexWorld, plan: P
         return Said("Ready", "False", plan.steps[0].reason, plan.steps[0].sentence)
     if resource.deleted_at is not None:
         return Said("Ready", "False", Reason.DELETING, "the object is being deleted")
-    lives = serving(resource, world)
+    lives = serving(resource, facts.index)
     if lives.status != "True":
         return Said("Ready", "False", lives.reason, lives.message)
-    if fresh.status == "False" and spec.access:
-        return Said("Ready", "False", fresh.reason, fresh.message)
-    generation = world.generation
+    if unfit := _unfit(resource, spec, facts, now):
+        return Said("Ready", "False", fresh(unfit, facts, now).reason, fresh(unfit, facts, now).message)
     suffix = ", and is suspended" if spec.suspend else ""
-    message = f"generation {generation.number if generation else '?'} serves as the spec says{suffix}"
-    return Said("Ready", "True", Reason.READY, message)
+    return Said("Ready", "True", Reason.READY, f"it serves as its spec says{suffix}")
+
+
+def _unfit(resource: Resource, spec: PolarisIndexSpec, facts: IndexFacts, now: datetime) -> list[Wanted]:
+    """Return the logins that nobody can use now."""
+    wanted, world = wanted_logins(resource, spec, facts.index), facts.credentials
+    return [one for one in wanted if world is None or credentials.unfit(one, world, now)]
+
+
+def fresh(wanted: Sequence[Wanted], facts: IndexFacts, now: datetime) -> Said:
+    """Return whether the logins of readers are there, and not due to be replaced."""
+    if not wanted:
+        return Said("CredentialsFresh", "True", Reason.FRESH, "no logins are asked for")
+    if facts.credentials is None:
+        return Said("CredentialsFresh", "False", Reason.PENDING, "there is nothing to read yet")
+    return credentials.fresh(wanted, facts.credentials, now)
 
 
 def serving(resource: Resource, world: IndexWorld) -> Said:

@@ -14,7 +14,7 @@ from polaris.spec import DeletionPolicy, PolarisIndexSpec
 from polaris.sql import Sql, compose, identifier, join, literal
 from polaris.status import Reason
 from polaris_operator.objects import Resource
-from polaris_operator.plan.naming import Naming, tell
+from polaris_operator.plan.naming import Naming, ledger_owner, tell
 from polaris_operator.steps import Blocked, DeleteVaultRole, Execute, Plan, SetFinalizer, Step
 from polaris_operator.world.index import IndexRow, IndexWorld
 
@@ -181,11 +181,13 @@ def _drop_roles(world: IndexWorld, name: Naming, guard: Sql) -> tuple[Step, ...]
 
 
 def _forget(name: Naming, guard: Sql) -> Step:
-    credentials = compose("DELETE FROM polaris.credentials WHERE owner = {owner}", owner=literal(name.ledger))
+    credentials = compose(
+        "DELETE FROM polaris.credentials WHERE owner = {owner}", owner=literal(ledger_owner(name.number))
+    )
     index = compose("DELETE FROM polaris.indexes WHERE id = {number}", number=name.number)
     settled = compose(
         "NOT EXISTS (SELECT FROM polaris.credentials WHERE owner = {owner} AND state <> 'revoked')",
-        owner=literal(name.ledger),
+        owner=literal(ledger_owner(name.number)),
     )
     return Step(
         Reason.DELETED,

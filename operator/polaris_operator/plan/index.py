@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Iterable
 from datetime import datetime
 
+from polaris import names
 from polaris.names import CATALOG_CHANNEL, FINALIZER
 from polaris.spec import DeletionPolicy, Drift, PolarisIndexSpec
 from polaris.sql import Sql, compose, literal
@@ -23,6 +24,7 @@ from polaris_operator.plan.indexes import LOOK_AGAIN_SECONDS, Progress
 from polaris_operator.plan.naming import naming, tell
 from polaris_operator.plan.vector_index import json_literal, set_generation
 from polaris_operator.steps import Blocked, ExecuteAlone, Plan, SetFinalizer, Step
+from polaris_operator.world.credentials import Wanted
 from polaris_operator.world.index import IndexWorld
 
 _NOT_OURS_SECONDS = 30.0
@@ -84,6 +86,17 @@ def _plan(case: _Case, always: tuple[Step, ...], claim: tuple[Step, ...]) -> Pla
         withheld = tuple(step for step in steps if not is_housekeeping(step))
         return Plan(always, (*withheld, *shown), _suspended(withheld, blocked), progress.look_again_seconds)
     return Plan((*always, *steps), shown, blocked, progress.look_again_seconds)
+
+
+def wanted_logins(resource: Resource, spec: PolarisIndexSpec, world: IndexWorld) -> tuple[Wanted, ...]:
+    """Return the logins that `access` asks for; none for an object that is being deleted."""
+    if resource.deleted_at is not None:
+        return ()
+    reader = names.index_role(world.catalog, world.number, "reader")
+    return tuple(
+        Wanted(one.name, reader, (resource.key.namespace, one.secret_name), one.overlap_seconds)
+        for one in spec.access
+    )
 
 
 # --- what comes before anything else -------------------------------------------------------------
@@ -294,4 +307,4 @@ def _suspended(withheld: tuple[Step, ...], blocked: Blocked | None) -> Blocked |
     return Blocked(Reason.SUSPENDED, message, stalled=True)
 
 
-__all__ = ["is_housekeeping", "plan_index"]
+__all__ = ["is_housekeeping", "plan_index", "wanted_logins"]

@@ -34,11 +34,6 @@ class Naming:
         """Role of those who write documents: the service and its workers."""
         return names.index_role(self.catalog, self.number, "writer")
 
-    @property
-    def ledger(self) -> str:
-        """What the ledger of credentials calls the index."""
-        return f"index/{self.number}"
-
     def relation(self, name: str) -> Sql:
         """Return the quoted name of something in the index's schema."""
         return identifier(self.schema, name)
@@ -50,6 +45,11 @@ def naming(resource: Resource, world: IndexWorld) -> Naming:
         world.subject.schema if world.subject else names.index_schema(world.next_number, resource.key.name)
     )
     return Naming(world.catalog, world.number, schema)
+
+
+def ledger_owner(number: int) -> str:
+    """Return what the ledger calls the owner of the logins of this index."""
+    return f"index/{number}"
 
 
 def as_owner(name: Naming) -> tuple[Sql, Sql]:

@@ -28,7 +28,7 @@ def ownership(
         return _take(resource, world, adopted, Reason.ADOPTED, "the annotation names it")
     if world.row is None:
         return _claim(resource, spec, world, name)
-    return None if _is_ours(resource, world, world.row) else _take_up(resource, world, world.row)
+    return None if is_own(resource, world) else _take_up(resource, world, world.row)
 
 
 def _take_up(resource: Resource, world: IndexWorld, row: IndexRow) -> Step | Blocked:
@@ -45,6 +45,11 @@ def _take_up(resource: Resource, world: IndexWorld, row: IndexRow) -> Step | Blo
 
 def _label(world: IndexWorld, row: IndexRow) -> str:
     return f"{world.catalog}/{row.number}"
+
+
+def is_own(resource: Resource, world: IndexWorld) -> bool:
+    """Whether the index of this name is this object's."""
+    return world.row is not None and _is_ours(resource, world, world.row)
 
 
 def _is_ours(resource: Resource, world: IndexWorld, row: IndexRow) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from uuid import UUID
 
 from polaris import names
+from polaris_operator.world.credentials import CredentialsWorld
 
 IndexState = Literal["active", "released", "deleting"]
 GenerationState = Literal["serving", "loading", "building"]
@@ -234,3 +235,12 @@ class IndexWorld:
 def build_lock(schema: str, index: str) -> int:
     """Return the key of the session advisory lock that marks a live build of this index."""
     return names.advisory_key("build", schema, index)
+
+
+@dataclass(frozen=True)
+class IndexFacts:
+    """All that decides about one object: its index, and the logins of its readers."""
+
+    index: IndexWorld
+    credentials: CredentialsWorld | None = None
+    """None while the index is not the object's own, or has no role for readers yet."""

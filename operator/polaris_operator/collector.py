@@ -1,0 +1,68 @@
+"""Takes care of indexes whose objects are gone: released, or removed where the object said so.
+
+Nothing is done about an object that merely was not seen: the listing has to be complete, and the
+namespace one that this installation watches.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from polaris.errors import PolarisError
+from polaris.telemetry import logger
+from polaris_operator.apply import apply
+from polaris_operator.doors import Doors
+from polaris_operator.objects import Key, Objects, Resource
+from polaris_operator.observe.credentials import gather_credentials
+from polaris_operator.observe.index import gather_own, gather_row
+from polaris_operator.plan.credentials import plan_credentials
+from polaris_operator.plan.deletion import forget_vault_role, plan_collection
+from polaris_operator.plan.naming import ledger_owner
+from polaris_operator.world.index import IndexRow
+
+log = logger(__name__)
+
+_RETRY_SECONDS = 30.0
+
+
+def collect(_: Resource, doors: Doors, now: datetime) -> float | None:
+    """Take care of what objects that are gone left in this database; return when to look again.
+
+    One index that resists (somebody built on its views, Vault is away) stops no other.
+    """
+    with doors.postgres.read() as connection:
+        rows = gather_own(connection, doors.process.installation)
+    resisting = False
+    for row in rows:
+        if is_orphan(row, doors.objects):
+            try:
+                _collect(row, doors, now)
+            except PolarisError as error:
+                resisting = True
+                log.warning("not collected", index=f"{row.namespace}/{row.name}", error=str(error))
+    return _RETRY_SECONDS if resisting else None
+
+
+def is_orphan(row: IndexRow, objects: Objects) -> bool:
+    """Whether the object that this row was made for is gone, as far as anybody can know."""
+    if row.state == "released" or not objects.watches(row.namespace) or not objects.complete():
+        return False
+    found = objects.get(Key("PolarisIndex", row.namespace, row.name))
+    if found is None:
+        return True
+    # A new object of the name takes up what the old one left, but not what is being removed.
+    return row.state == "deleting" and found.uid != row.uid
+
+
+def _collect(row: IndexRow, doors: Doors, now: datetime) -> None:
+    """Carry out what becomes of one index; raise what the doors raise."""
+    gone = Resource(Key("PolarisIndex", row.namespace, row.name), row.uid, row.object_generation, "", {})
+    with doors.postgres.read() as connection:
+        world = gather_row(connection, doors.process.installation, row)
+    credentials = gather_credentials(doors, gone, ledger_owner(world.number), (), now)
+    logins = plan_credentials((), credentials, now)
+    if logins.blocked is not None:
+        log.warning("not collected", index=str(gone.key), error=logins.blocked.message)
+        return
+    roles = forget_vault_role(world) if credentials.vault is not None else ()
+    apply(plan_collection(world, row, logins=(*logins.steps, *roles)).steps, doors, gone)
