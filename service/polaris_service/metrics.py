@@ -29,24 +29,17 @@ def _registry() -> CollectorRegistry:
 
 
 @dataclass(frozen=True)
-class Metrics:
-    """What every program of the service measures. A module with more makes them in `registry`."""
+class HttpMetrics:
+    """What every program measures that answers over HTTP. One with more makes them in `registry`."""
 
     registry: CollectorRegistry = field(default_factory=_registry)
     requests: Counter = field(init=False)
     request_seconds: Histogram = field(init=False)
     requests_in_flight: Gauge = field(init=False)
-    sql_seconds: Histogram = field(init=False)
-    sql_errors: Counter = field(init=False)
-    database_up: Gauge = field(init=False)
-    login_epoch: Gauge = field(init=False)
 
     def __post_init__(self) -> None:
-        def put(name: str, metric: object) -> None:
-            object.__setattr__(self, name, metric)
-
         registry = self.registry
-        put(
+        self._put(
             "requests",
             Counter(
                 "polaris_http_requests",
@@ -55,7 +48,7 @@ class Metrics:
                 registry=registry,
             ),
         )
-        put(
+        self._put(
             "request_seconds",
             Histogram(
                 "polaris_http_request_seconds",
@@ -65,11 +58,32 @@ class Metrics:
                 registry=registry,
             ),
         )
-        put(
+        self._put(
             "requests_in_flight",
             Gauge("polaris_http_requests_in_flight", "Requests that are being answered.", registry=registry),
         )
-        put(
+
+    def _put(self, name: str, metric: object) -> None:
+        object.__setattr__(self, name, metric)
+
+    def exposition(self) -> bytes:
+        """Return all metrics as text, of the type CONTENT_TYPE."""
+        return generate_latest(self.registry)
+
+
+@dataclass(frozen=True)
+class Metrics(HttpMetrics):
+    """What the programs measure that use the database: service and worker."""
+
+    sql_seconds: Histogram = field(init=False)
+    sql_errors: Counter = field(init=False)
+    database_up: Gauge = field(init=False)
+    login_epoch: Gauge = field(init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        registry = self.registry
+        self._put(
             "sql_seconds",
             Histogram(
                 "polaris_sql_seconds",
@@ -79,7 +93,7 @@ class Metrics:
                 registry=registry,
             ),
         )
-        put(
+        self._put(
             "sql_errors",
             Counter(
                 "polaris_sql_errors",
@@ -88,15 +102,11 @@ class Metrics:
                 registry=registry,
             ),
         )
-        put(
+        self._put(
             "database_up",
             Gauge("polaris_database_up", "1 while the database answers with this login.", registry=registry),
         )
-        put(
+        self._put(
             "login_epoch",
             Gauge("polaris_login_epoch", "Epoch of the login that is in use.", registry=registry),
         )
-
-    def exposition(self) -> bytes:
-        """Return all metrics as text, of the type CONTENT_TYPE."""
-        return generate_latest(self.registry)

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from polaris.telemetry import logger, tracer
 from polaris_service.gate.pipeline import SCOPE_KEY, Admission
-from polaris_service.metrics import Metrics
+from polaris_service.metrics import HttpMetrics
 
 _access = logger("polaris_service.access")
 _audit = logger("polaris_service.audit")
@@ -34,7 +34,7 @@ _METHODS = frozenset({"GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS", "PATCH"
 class Observed:
     """ASGI middleware; outermost, so that it sees what every other part answers."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: HttpMetrics) -> None:
         self._app = app
         self._metrics = metrics
 
