@@ -50,8 +50,9 @@ def is_orphan(row: IndexRow, objects: Objects) -> bool:
     found = objects.get(Key("PolarisIndex", row.namespace, row.name))
     if found is None:
         return True
-    # A new object of the name takes up what the old one left, but not what is being removed.
-    return row.state == "deleting" and found.uid != row.uid
+    # A new object of the name (of the same uid even, in a folder) takes up what the old one left, but
+    # not what is being removed.
+    return row.state == "deleting" and found.deleted_at is None
 
 
 def _collect(row: IndexRow, doors: Doors, now: datetime) -> None:

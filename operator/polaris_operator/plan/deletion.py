@@ -181,13 +181,12 @@ def _drop_roles(world: IndexWorld, name: Naming, guard: Sql) -> tuple[Step, ...]
 
 
 def _forget(name: Naming, guard: Sql) -> Step:
-    credentials = compose(
-        "DELETE FROM polaris.credentials WHERE owner = {owner}", owner=literal(ledger_owner(name.number))
-    )
+    owner = literal(ledger_owner(name.number))
+    credentials = compose("DELETE FROM polaris.credentials WHERE owner = {owner}", owner=owner)
     index = compose("DELETE FROM polaris.indexes WHERE id = {number}", number=name.number)
     settled = compose(
         "NOT EXISTS (SELECT FROM polaris.credentials WHERE owner = {owner} AND state <> 'revoked')",
-        owner=literal(ledger_owner(name.number)),
+        owner=owner,
     )
     return Step(
         Reason.DELETED,
