@@ -61,7 +61,7 @@ soak: $(VENV)/.dev kube ## the full fault and load suites
 	@$(BIN)/python -m pytest -m soak $(ARGS)
 
 bench: $(VENV)/.dev kube ## measure against baselines of the same run; ratios
-	@$(BIN)/python -m tests.bench $(ARGS)
+	@PYTHONPATH=tests $(BIN)/python -P -m bench $(ARGS)
 
 lock: $(UV) ## pin all dependencies anew, with hashes (UPGRADE=1: to the newest)
 	@compile="$(UV) pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --python-version 3.11 $(if $(UPGRADE),--upgrade)"; \

@@ -1,0 +1,78 @@
+"""The command line of the bench; see `bench`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench import cluster, fleet, ingest, local, machine, ready, search
+from bench.corpus import Corpus
+from bench.figures import Report
+
+_LOCAL = ("ingest", "search")
+_CLUSTER = ("ready", "operator")
+
+
+def arguments(given: Sequence[str]) -> argparse.Namespace:
+    """Return what was asked for."""
+    parser = argparse.ArgumentParser(prog="make bench", description="Measure; see docs/benchmarks.md.")
+    benches = (*_LOCAL, *_CLUSTER)
+    parser.add_argument("benches", nargs="*", choices=benches, default=benches, metavar="BENCH")
+    parser.add_argument(
+        "--rows", type=int, default=100_000, help="documents, of one chunk each [%(default)s]"
+    )
+    parser.add_argument("--queries", type=int, default=1000, help="different ones [%(default)s]")
+    parser.add_argument("--rounds", type=int, default=5, help="of search [%(default)s]")
+    parser.add_argument("--seconds", type=float, default=10, help="a generator and round [%(default)s]")
+    parser.add_argument("--loads", type=int, default=3, help="rounds of ingest [%(default)s]")
+    parser.add_argument("--repetitions", type=int, default=10, help="of ready [%(default)s]")
+    parser.add_argument("--indexes", type=int, default=1000, help="of operator [%(default)s]")
+    parser.add_argument("--resync", type=float, default=60, help="seconds, of the operator [%(default)s]")
+    parser.add_argument("--json", type=Path, default=Path("bench.json"), help="file [%(default)s]")
+    asked = parser.parse_args(given)
+    asked.benches = asked.benches or benches
+    return asked
+
+
+def run(asked: argparse.Namespace) -> Report:
+    """Run the benches that were asked for, and return what they found."""
+    settings = {name: value for name, value in vars(asked).items() if name not in ("json", "benches")}
+    report = Report({**machine.about(), "settings": settings})
+    if not set(_LOCAL).isdisjoint(asked.benches):
+        _run_local(asked, report)
+    if not set(_CLUSTER).isdisjoint(asked.benches):
+        _run_cluster(asked, report)
+    return report
+
+
+def _run_local(asked: argparse.Namespace, report: Report) -> None:
+    documents = Corpus(asked.rows, asked.queries)
+    with local.running() as system:
+        # Search needs an index that is loaded.
+        loads = asked.loads if "ingest" in asked.benches else 1
+        name = ingest.run(system, documents, loads, report)
+        if "search" in asked.benches:
+            search.run(system, name, documents, search.Sizes(asked.rounds, asked.seconds), report)
+
+
+def _run_cluster(asked: argparse.Namespace, report: Report) -> None:
+    with cluster.running(asked.resync) as system:
+        if "ready" in asked.benches:
+            ready.run(system, asked.repetitions, report)
+        if "operator" in asked.benches:
+            fleet.run(system, asked.indexes, report)
+
+
+def main() -> None:
+    """Measure, print the table, write the JSON."""
+    asked = arguments(sys.argv[1:])
+    report = run(asked)
+    report.show(sys.stdout)
+    report.write(asked.json)
+    print(f"all samples: {asked.json}")
+
+
+if __name__ == "__main__":
+    main()
