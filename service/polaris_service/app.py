@@ -14,6 +14,8 @@ import polaris
 from polaris.settings import ServiceSettings
 from polaris.telemetry import configure_logging, configure_tracing, logger
 from polaris_service import problems
+from polaris_service.answer import generators
+from polaris_service.answer.answerer import Answerer
 from polaris_service.database import Database, Purpose
 from polaris_service.embed.registry import Embedders
 from polaris_service.gate import Gate, Policy
@@ -23,7 +25,10 @@ from polaris_service.indexes import Indexes
 from polaris_service.metrics import Metrics
 from polaris_service.observed import Observed
 from polaris_service.parts import Parts
-from polaris_service.routes import health
+from polaris_service.routes import answer, health, search
+from polaris_service.search.questions import Questions, of_providers
+from polaris_service.search.requests import Limits
+from polaris_service.search.searcher import Searcher
 
 _log = logger(__name__)
 
@@ -47,13 +52,18 @@ def build_parts(settings: ServiceSettings) -> Parts:
         size=settings.pool_size,
         statement_seconds=settings.request_timeout_seconds,
     )
+    indexes = Indexes(database)
+    embedders = Embedders.of(settings)
+    searcher = Searcher(database, indexes, Questions(of_providers(embedders)), Limits.of(settings))
     return Parts(
         settings=settings,
         metrics=metrics,
         database=database,
-        indexes=Indexes(database),
+        indexes=indexes,
         gate=Gate(_policy(settings)),
-        embedders=Embedders.of(settings),
+        embedders=embedders,
+        searcher=searcher,
+        answerer=Answerer(searcher, database, generators.of(settings), settings.generator_timeout_seconds),
     )
 
 
@@ -75,7 +85,7 @@ def create_app(parts: Parts) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
-            for part in (parts.embedders, parts.gate, parts.database):
+            for part in (parts.embedders, parts.gate, parts.database, parts.answerer):
                 await part.start()
                 stack.push_async_callback(part.stop)
             yield
@@ -89,7 +99,7 @@ def create_app(parts: Parts) -> FastAPI:
         redoc_url=None,
     )
     problems.install(app)
-    for module in (health,):
+    for module in (health, search, answer):
         app.include_router(module.router(parts))
     app.add_middleware(Observed, metrics=parts.metrics)
     return app

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from polaris.settings import ServiceSettings
+from polaris_service.answer.answerer import Answerer
 from polaris_service.database import Database
 from polaris_service.embed.registry import Embedders
 from polaris_service.gate import Gate
 from polaris_service.indexes import Indexes
 from polaris_service.metrics import Metrics
+from polaris_service.search.searcher import Searcher
 
 
 @dataclass(frozen=True)
@@ -22,3 +24,5 @@ class Parts:
     indexes: Indexes
     gate: Gate
     embedders: Embedders
+    searcher: Searcher
+    answerer: Answerer

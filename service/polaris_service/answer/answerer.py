@@ -128,6 +128,9 @@ class Answerer:
         self._generator = generator
         self._seconds = seconds
 
+    async def start(self) -> None:
+        """Nothing: the generator is asked when there is a question."""
+
     async def stop(self) -> None:
         """Close the generator's connections."""
         await self._generator.stop()

@@ -21,9 +21,12 @@ from polaris_service.answer.passages import Passage
 from polaris_service.answer.sentences import sentences, terms
 
 _NUMBER = r"\^?\d{1,9}"
-_LIST = rf"\s*{_NUMBER}(?:\s*[,;\u2013-]\s*{_NUMBER})*\s*"
+# No marker has more than 64 characters, so that a text that still grows need not hold back more.
+_LIST = rf"(?=[^\]】]{{1,64}}[\]】])\s*{_NUMBER}(?:\s*[,;\u2013-]\s*{_NUMBER})*\s*"
 MARKER = re.compile(rf"\[{_LIST}\]|【{_LIST}】")
-_PARTIAL = re.compile(r"\s*(?:\[|【)[\s\d,;^\u2013-]{0,64}$")
+_WITH_BLANKS = re.compile(rf"([ \t]*)({MARKER.pattern})")
+_RUN = re.compile(rf"([ \t]*)((?:{MARKER.pattern})(?:[ \t]*(?:{MARKER.pattern}))*)")
+_PARTIAL = re.compile(rf"\s*(?:(?:{MARKER.pattern})\s*)*(?:[\[【][\s\d,;^\u2013-]{{0,64}})?$")
 _RANGE = re.compile(r"(\d+)\s*[\u2013-]\s*\^?(\d+)")
 _MOST_OF_RANGE = 20
 
@@ -90,17 +93,21 @@ def keep_markers(text: str, given: Collection[int] | Mapping[int, object]) -> st
     """Return the text with markers of the given numbers only, each written as `[n]`."""
 
     def kept(match: re.Match[str]) -> str:
-        blanks, marker = match[1], match[2]
-        numbers = [number for number in numbers_of(marker) if number in given]
-        return blanks + "".join(f"[{number}]" for number in numbers) if numbers else ""
+        pieces: list[str] = []
+        for one in _WITH_BLANKS.finditer(match[2]):
+            numbers = [number for number in numbers_of(one[2]) if number in given]
+            if numbers:
+                # The blanks before a run of markers stay before whatever is left of it.
+                pieces += [one[1] if pieces else "", *(f"[{number}]" for number in numbers)]
+        return match[1] + "".join(pieces) if pieces else ""
 
-    return re.sub(rf"([ \t]*)({MARKER.pattern})", kept, text)
+    return _RUN.sub(kept, text)
 
 
 def held_back(text: str) -> int:
     """Return where what may become a marker begins, at the end of a text that is still growing."""
     match = _PARTIAL.search(text)
-    return match.start() if match else len(text)
+    return match.start() if match else len(text)  # It always matches, if only the very end.
 
 
 def _statements(text: str) -> Iterable[tuple[str, list[int]]]:

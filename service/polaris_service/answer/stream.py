@@ -27,7 +27,7 @@ class Growing:
         if not self._begun:
             self._held = self._held.lstrip()
             if NO_ANSWER.startswith(self._held[: len(NO_ANSWER)]):
-                return ""
+                return ""  # It may be a refusal, or is one.
             self._begun = True
         cut = held_back(self._held)
         shown, self._held = self._held[:cut], self._held[cut:]

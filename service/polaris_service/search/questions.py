@@ -13,6 +13,8 @@ from typing import TypeAlias
 
 from polaris.errors import EmbedderRefused
 from polaris.spec import Embedding
+from polaris_service.embed.provider import Kind
+from polaris_service.embed.registry import Embedders
 from polaris_service.search.vectors import Vector, check
 
 Embed: TypeAlias = Callable[[Embedding, str], Awaitable[Vector]]
@@ -20,6 +22,17 @@ Embed: TypeAlias = Callable[[Embedding, str], Awaitable[Vector]]
 _Key: TypeAlias = tuple[str, str, str, int, bytes]
 
 _REMEMBERED = 2048
+
+
+def of_providers(embedders: Embedders) -> Embed:
+    """Return what embeds a question by the provider that the index names."""
+
+    async def embed(embedding: Embedding, question: str) -> Vector:
+        provider = embedders.get(embedding.provider)
+        vector: Vector = (await provider.embed(embedding.model, [question], Kind.QUERY))[0]
+        return vector
+
+    return embed
 
 
 class Questions:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from polaris.errors import InvalidInput, TooLarge
+from polaris.settings import ServiceSettings
 from polaris.spec import SearchMode
 from polaris_service.bodies import escape
 from polaris_service.search import filters
@@ -26,6 +27,15 @@ class Limits:
     seconds: float = 30.0
     """Longest time of one search, unless the caller asks for less."""
     filter: filters.Limits = field(default_factory=filters.Limits)
+
+    @classmethod
+    def of(cls, settings: ServiceSettings) -> Self:
+        """Return what the settings allow."""
+        return cls(
+            max_k=settings.max_k,
+            seconds=settings.request_timeout_seconds,
+            filter=filters.Limits(settings.max_filter_depth, settings.max_filter_terms),
+        )
 
 
 @dataclass(frozen=True)
