@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import stat
 from collections.abc import Iterator
@@ -11,9 +12,13 @@ import psutil
 import pytest
 
 from parts import ordinary, servers, vault
-from parts.processes import kill
+from parts.processes import crash
 from polaris.errors import Conflict, Prerequisite
 from polaris_cli.up.openbao import LocalOpenBao
+from polaris_cli.up.process import Ending
+
+# An orderly end takes a second or two, and is tested below.
+AT_ONCE = Ending(((signal.SIGKILL, 60.0),))
 
 AS_ROOT = os.geteuid() == 0
 
@@ -38,7 +43,7 @@ def initialised() -> Iterator[Path]:
 @pytest.fixture
 def server(folder: Path, initialised: Path) -> Iterator[LocalOpenBao]:
     shutil.copytree(initialised, folder)  # a first start takes two seconds
-    made = LocalOpenBao(folder)
+    made = LocalOpenBao(folder, ending=AT_ONCE)
     try:
         made.start()
         yield made
@@ -77,9 +82,17 @@ def test_a_second_start_finds_its_data_its_token_and_its_port(server: LocalOpenB
 
 def test_killed_it_comes_back_unsealed_with_all_that_it_acknowledged(server: LocalOpenBao) -> None:
     remember(server, "acknowledged")
-    kill(psutil.Process(server.pid))
+    crash(server)
     server.start()
     assert "acknowledged" in policies(server)
+
+
+def test_told_to_stop_it_ends_in_order(initialised: Path, folder: Path) -> None:
+    shutil.copytree(initialised, folder)
+    server = LocalOpenBao(folder)
+    server.start()
+    server.stop()
+    assert server.poll() == 0
 
 
 def test_sealed_it_is_not_ready_until_it_is_unsealed(server: LocalOpenBao) -> None:
@@ -93,7 +106,7 @@ def test_sealed_it_is_not_ready_until_it_is_unsealed(server: LocalOpenBao) -> No
 
 def test_a_first_start_that_was_cut_short_begins_anew(server: LocalOpenBao) -> None:
     # As it is between the answer with the keys and their being written down.
-    kill(psutil.Process(server.pid))
+    crash(server)
     (server.folder / "admin.json").unlink()
     (server.folder / "unfinished").touch()
     server.start()
@@ -118,6 +131,7 @@ def test_where_its_port_was_taken_it_remembers_another(server: LocalOpenBao) -> 
     before = server.port
     server.stop()
     with socket.socket() as squatter:
+        squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         squatter.bind(("127.0.0.1", before))
         squatter.listen()
         server.start()

@@ -17,7 +17,7 @@ import psycopg2
 import pytest
 
 from parts import ordinary, servers
-from parts.processes import family, kill, wait
+from parts.processes import crash, family, wait
 from parts.servers import Database, connect, run
 from polaris.errors import Conflict, DatabaseUnavailable, Prerequisite
 from polaris_cli.up import postgres as module
@@ -35,8 +35,16 @@ def folder() -> Iterator[Path]:
         yield made / "postgres"
 
 
+@pytest.fixture(scope="module")
+def initialised() -> Iterator[Path]:
+    with servers.running(servers.postgres18()) as server:
+        server.stop()
+        yield server.folder
+
+
 @pytest.fixture
-def server(folder: Path) -> Iterator[LocalPostgres]:
+def server(folder: Path, initialised: Path) -> Iterator[LocalPostgres]:
+    subprocess.run(["cp", "--archive", initialised, folder], check=True)  # quicker than initdb
     made = LocalPostgres(folder, fsync=False)
     try:
         made.start()
@@ -98,7 +106,7 @@ def test_it_is_safe_by_default_and_without_fsync_only_where_that_is_asked_for(
 
 def test_killed_with_all_its_processes_it_has_what_was_committed(server: LocalPostgres) -> None:
     remember(server, "committed")
-    kill(*family(server.pid))
+    crash(server, *family(server.pid))
     server.start()
     assert words(server) == ["committed"]
 
@@ -118,7 +126,7 @@ def test_a_backend_that_outlives_its_killed_postmaster_does_not_keep_it_down(
         counting = threading.Thread(target=count_for_ever)
         counting.start()
         backend.suspend()  # now it certainly can't notice
-        kill(psutil.Process(server.pid))
+        crash(server)
         server.start()
         counting.join()
     assert has_ended(backend)
@@ -153,6 +161,7 @@ def test_where_its_port_was_taken_it_remembers_another(server: LocalPostgres) ->
     before = server.port
     server.stop()
     with socket.socket() as squatter:
+        squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         squatter.bind(("127.0.0.1", before))
         squatter.listen()
         server.start()

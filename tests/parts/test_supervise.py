@@ -99,6 +99,22 @@ def test_parts_start_in_order_and_stop_in_reverse(tmp_path: Path) -> None:
     ]
 
 
+def test_all_parts_stop_though_nobody_can_be_told(tmp_path: Path) -> None:
+    parts = [part(tmp_path, "first"), part(tmp_path, "second")]
+
+    def to_a_terminal_that_goes_away(_: str, state: State, __: str) -> None:
+        if state == "stopping":
+            raise BrokenPipeError
+
+    supervisor = Supervisor(tmp_path, to_a_terminal_that_goes_away)
+    supervisor.__enter__()
+    for each in parts:
+        supervisor.start(each)
+    with pytest.raises(BrokenPipeError):
+        supervisor.__exit__(None, None, None)
+    assert [each.pid for each in parts] == [None, None]
+
+
 def test_a_part_is_ready_when_it_says_so_and_its_output_is_in_its_log(tmp_path: Path) -> None:
     talking = part(tmp_path, "talking", ["sh", "-c", "echo listening; sleep 600"])
     talking.ready = says(talking, "listening")

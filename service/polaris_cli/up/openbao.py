@@ -50,7 +50,7 @@ class LocalOpenBao:
 
     name = "openbao"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, ending: Ending = ENDING) -> None:
         self.folder = folder.absolute()
         self._data = self.folder / "data"
         self._key = self.folder / "unseal.key"
@@ -67,7 +67,7 @@ class LocalOpenBao:
             # Nothing of ours (BAO_*, VAULT_*, proxies) may steer it.
             environment={"PATH": os.defpath, "HOME": str(self.folder)},
             directory=self.folder,
-            ending=ENDING,
+            ending=ending,
             unavailable=VaultUnavailable,
         )
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -91,6 +92,7 @@ class Supervisor:
         self._report = report
         self._lock = Lock(self.folder / "up.lock", "polaris up")
         self._watched: list[_Watched] = []
+        self._stops = ExitStack()  # calls them all, in reverse order, whatever one of them raises
         self._handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -113,8 +115,7 @@ class Supervisor:
         for each in STOP_SIGNALS:
             signal.signal(each, signal.SIG_IGN)
         try:
-            while self._watched:
-                self._stop(self._watched.pop().part)
+            self._stops.close()
         finally:
             for each, handler in self._handlers.items():
                 signal.signal(each, handler)
@@ -124,6 +125,7 @@ class Supervisor:
         """Start a part and keep it running from now on; PolarisError where it does not come up."""
         self._report(part.name, "starting", "")
         self._watched.append(_Watched(part, since=time.monotonic()))
+        self._stops.callback(self._stop, part)
         try:
             part.start()
         except PolarisError as error:
@@ -166,6 +168,8 @@ class Supervisor:
         self._report(watched.part.name, "died", f"{why}; restart in {seconds:g} s")
 
     def _stop(self, part: Part) -> None:
-        self._report(part.name, "stopping", "")
-        part.stop()
+        try:
+            self._report(part.name, "stopping", "")
+        finally:  # a report may fail: the terminal may be gone
+            part.stop()
         self._report(part.name, "stopped", "")
