@@ -15,10 +15,6 @@ import time
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
-from polaris.telemetry import logger
-
-log = logger(__name__)
-
 K = TypeVar("K", bound=Hashable)
 
 FIRST_DELAY_SECONDS = 0.5
@@ -134,15 +130,3 @@ class Queue(Generic[K]):
         while self._heap and self._due.get(self._heap[0][2]) != self._heap[0][:2]:
             heapq.heappop(self._heap)
         return self._heap[0][0] - self._clock() if self._heap else None
-
-
-def work(queue: Queue[K], look: Callable[[K], float | None]) -> None:
-    """Take keys and look at them until the queue is closed; what a look raises is a failure."""
-    while (key := queue.take()) is not None:
-        try:
-            again = look(key)
-        except Exception:
-            log.exception("look failed", key=str(key))
-            queue.failed(key)
-        else:
-            queue.done(key, again)

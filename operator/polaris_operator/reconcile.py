@@ -116,10 +116,11 @@ class Reconciler:
         self._wake = wake
         self._resync_seconds = resync_seconds
 
-    def reconcile(self, key: Key) -> float:
+    def reconcile(self, key: Key) -> float | None:
         """Make one object true and report; return the seconds until it is to be looked at again.
 
-        Raises PolarisError where it could not be done now; the object then says so already.
+        None where there is no such object. Raises PolarisError where it could not be done now; the
+        object then says so already.
         """
         with SECONDS.labels(key.kind).time():
             try:
@@ -130,11 +131,11 @@ class Reconciler:
         PASSES.labels(key.kind, "done").inc()
         return again
 
-    def _pass(self, key: Key) -> float:
+    def _pass(self, key: Key) -> float | None:
         resource = self._objects.get(key)
         if resource is None:
             self._gone(key)
-            return self._resync_seconds
+            return None
         now = datetime.now(UTC)
         try:
             if key.kind == "PolarisDatabase":

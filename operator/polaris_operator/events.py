@@ -1,0 +1,64 @@
+"""kopf's part: what the API server tells becomes a key in the queue, and nothing else.
+
+`on.event` handlers leave no annotation, finalizer or status behind (classic handlers wrote three times
+an object at a first start, and once an object at each restart). What they raise is only logged, so
+they decide nothing: retries, back-off and concurrency are the queue's.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import kopf
+
+from polaris import API_GROUP, API_VERSION
+from polaris.spec import Kind
+from polaris_operator.kubernetes_api import PLURALS, KubernetesObjects
+from polaris_operator.objects import Key
+
+
+def registry(objects: KubernetesObjects, add: Callable[[Key], None]) -> kopf.OperatorRegistry:
+    """Return the handlers: one a kind."""
+    made = kopf.OperatorRegistry()
+    for kind, plural in PLURALS.items():
+        kopf.on.event(API_GROUP, API_VERSION, plural, registry=made, id=kind)(_handler(kind, objects, add))
+    kopf.on.login(registry=made)(kopf.login_via_client)
+    return made
+
+
+def _handler(kind: Kind, objects: KubernetesObjects, add: Callable[[Key], None]) -> Any:
+    async def seen(event: kopf.RawEvent, **_: Any) -> None:
+        key = objects.see(kind, event["object"], gone=event["type"] == "DELETED")
+        if key is not None:
+            add(key)
+
+    return seen
+
+
+def settings() -> kopf.OperatorSettings:
+    """Return kopf's settings: it only watches."""
+    made = kopf.OperatorSettings()
+    made.posting.enabled = False
+    # The operator lists the objects itself before it begins to watch, so their CRDs are there; and to
+    # watch CRDs and namespaces would need rights on all of the cluster.
+    made.scanning.disabled = True
+    return made
+
+
+async def watch(
+    objects: KubernetesObjects,
+    add: Callable[[Key], None],
+    namespaces: Sequence[str],
+    stop: threading.Event,
+) -> None:
+    """Watch until told to stop."""
+    await kopf.operator(
+        registry=registry(objects, add),
+        settings=settings(),
+        clusterwide=not namespaces,
+        namespaces=list(namespaces),
+        standalone=True,
+        stop_flag=stop,
+    )

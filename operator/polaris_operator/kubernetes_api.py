@@ -1,0 +1,401 @@
+"""The door to the Kubernetes API: objects, the Secrets beside them, ServiceAccounts' tokens.
+
+Objects are read from a cache that events keep current (`see`) and that is listed anew now and then
+(`relist`): a watch can fall silent, and only a list shows what is gone. Each write carries the
+resourceVersion that was read. Secrets are asked for one by one: watching them would mean to hold every
+Secret of the cluster in memory.
+
+Of the client library only configuration, authentication and transport are used; its models of all
+Kubernetes' resources would cost memory and bring nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote
+
+import kubernetes.config
+import urllib3
+from kubernetes.client.api_client import ApiClient
+from kubernetes.client.configuration import Configuration
+from kubernetes.client.exceptions import ApiException
+
+from polaris import API_GROUP, API_VERSION
+from polaris.errors import (
+    ClusterUnavailable,
+    Conflict,
+    InvalidManifest,
+    NotFound,
+    NotOwner,
+    PolarisError,
+    Prerequisite,
+)
+from polaris.names import FINALIZER, MANAGED_BY
+from polaris.spec import Kind
+from polaris.telemetry import logger
+from polaris_operator.objects import Key, Resource, Secret, Token
+
+log = logger(__name__)
+
+PLURALS: dict[Kind, str] = {"PolarisDatabase": "polarisdatabases", "PolarisIndex": "polarisindexes"}
+_API = f"{API_GROUP}/{API_VERSION}"
+_TIMEOUT = (5, 30)
+_PAGE = 250
+_TOKEN_SECONDS = 600
+_MANAGER = "polaris-operator"
+_MESSAGE_BYTES = 1024
+
+
+def load_configuration() -> Configuration:
+    """Return how to reach the API server: KUBECONFIG, else what a pod is given."""
+    configuration = Configuration()
+    try:
+        kubernetes.config.load_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+    except kubernetes.config.ConfigException as error:
+        raise ClusterUnavailable(f"no cluster is configured: {error}") from None
+    # One connection that was closed under us is no reason to fail; more is for the queue.
+    configuration.retries = urllib3.Retry(connect=1, read=0, redirect=0, other=0)
+    return configuration
+
+
+class KubernetesObjects:
+    """Objects of a cluster; implements `Objects`."""
+
+    def __init__(
+        self, configuration: Configuration, namespaces: Sequence[str] = (), installation: str = ""
+    ) -> None:
+        self._client = ApiClient(configuration)
+        self._namespaces = tuple(namespaces)
+        self._installation = installation
+        self._lock = threading.Lock()
+        self._cache: dict[Key, Resource] = {}
+        self._complete = False
+
+    # What is cached
+
+    @property
+    def installation(self) -> str:
+        """The uid of the namespace kube-system, which lives as long as the cluster; or as was set."""
+        if not self._installation:
+            namespace = self._call("GET", "/api/v1/namespaces/kube-system")
+            self._installation = namespace["metadata"]["uid"]
+        return self._installation
+
+    def get(self, key: Key) -> Resource | None:
+        """Return the object as last seen; None where there is none."""
+        with self._lock:
+            return self._cache.get(key)
+
+    def list(self, kind: Kind) -> list[Resource]:
+        """Return all objects of a kind that we watch."""
+        with self._lock:
+            return [resource for key, resource in sorted(self._cache.items()) if key.kind == kind]
+
+    def complete(self) -> bool:
+        """Whether everything was listed once: only then does an absent object mean a deleted one."""
+        return self._complete
+
+    def watches(self, namespace: str) -> bool:
+        """Whether objects of this namespace are ours to reconcile."""
+        return not self._namespaces or namespace in self._namespaces
+
+    def see(self, kind: Kind, body: Mapping[str, Any], *, gone: bool) -> Key | None:
+        """Take in what a watch says; return the object's key where it is to be looked at.
+
+        A change of nothing but the status is our own and no reason to look.
+        """
+        resource = _resource(kind, body)
+        with self._lock:
+            known = self._cache.get(resource.key)
+            if gone:
+                if known is not None and known.uid == resource.uid:
+                    del self._cache[resource.key]
+                return resource.key
+            if known is not None and known.uid == resource.uid and not _newer(resource, known):
+                return None
+            self._cache[resource.key] = resource
+        return resource.key if known is None or _asks_more(resource, known) else None
+
+    def relist(self) -> set[Key]:
+        """List everything, and return what is to be looked at: the new, the changed and the gone."""
+        started = {key: resource.resource_version for key, resource in self._snapshot().items()}
+        found: dict[Key, Resource] = {}
+        for kind in PLURALS:
+            for body in self._list(kind):
+                resource = _resource(kind, body)
+                found[resource.key] = resource
+        changed = set()
+        with self._lock:
+            for key, resource in found.items():
+                known = self._cache.get(key)
+                if known is None or known.uid != resource.uid or _newer(resource, known):
+                    self._cache[key] = resource
+                    if known is None or _asks_more(resource, known):
+                        changed.add(key)
+            for key, version in started.items():
+                # Seen meanwhile by the watch: then it is the watch that knows.
+                if key not in found and key in self._cache and self._cache[key].resource_version == version:
+                    del self._cache[key]
+                    changed.add(key)
+        self._complete = True
+        return changed
+
+    def _snapshot(self) -> dict[Key, Resource]:
+        with self._lock:
+            return dict(self._cache)
+
+    def _list(self, kind: Kind) -> Iterator[dict[str, Any]]:
+        for path in self._list_paths(kind):
+            more = ""
+            while True:
+                page = self._call("GET", f"{path}?limit={_PAGE}&continue={quote(more)}")
+                yield from page["items"]
+                more = page["metadata"].get("continue", "")
+                if not more:
+                    break
+
+    def _list_paths(self, kind: Kind) -> Sequence[str]:
+        plural = PLURALS[kind]
+        if not self._namespaces:
+            return [f"/apis/{_API}/{plural}"]
+        return [f"/apis/{_API}/namespaces/{namespace}/{plural}" for namespace in self._namespaces]
+
+    # Writing objects
+
+    def write_status(self, resource: Resource, status: Mapping[str, Any]) -> Resource:
+        """Replace the status."""
+        body = {
+            "apiVersion": _API,
+            "kind": resource.key.kind,
+            "metadata": {
+                "name": resource.key.name,
+                "namespace": resource.key.namespace,
+                "uid": resource.uid,
+                "resourceVersion": resource.resource_version,
+            },
+            "spec": dict(resource.spec),
+            "status": dict(status),
+        }
+        return self._written(resource, "PUT", f"{_path(resource.key)}/status", body)
+
+    def set_finalizer(self, resource: Resource, *, present: bool) -> Resource:
+        """Add or remove our finalizer."""
+        others = [name for name in resource.finalizers if name != FINALIZER]
+        metadata = {
+            "resourceVersion": resource.resource_version,
+            "finalizers": [*others, FINALIZER] if present else others,
+        }
+        return self._written(resource, "PATCH", _path(resource.key), {"metadata": metadata})
+
+    def _written(self, before: Resource, method: str, path: str, body: Any) -> Resource:
+        content = "application/merge-patch+json" if method == "PATCH" else "application/json"
+        try:
+            written = self._call(method, path, body, content=content)
+        except NotFound as error:
+            raise Conflict(str(error)) from None
+        after = _resource(before.key.kind, written)
+        with self._lock:
+            known = self._cache.get(after.key)
+            if known is not None and known.uid == after.uid and _newer(after, known):
+                self._cache[after.key] = after
+        return after
+
+    def event(self, resource: Resource, reason: str, message: str, *, warning: bool) -> None:
+        """Tell a person what happened; best effort."""
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        namespace = resource.key.namespace
+        body = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"generateName": f"{resource.key.name[:50]}.", "namespace": namespace},
+            "involvedObject": {**_reference(resource), "namespace": namespace},
+            "reason": reason,
+            "message": message.encode()[:_MESSAGE_BYTES].decode(errors="ignore"),
+            "type": "Warning" if warning else "Normal",
+            "source": {"component": _MANAGER},
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+        }
+        try:
+            self._call("POST", f"/api/v1/namespaces/{namespace}/events", body)
+        except PolarisError as error:
+            log.info("event not told", object=str(resource.key), reason=reason, error=str(error))
+
+    # Secrets and ServiceAccounts
+
+    def secret(self, namespace: str, name: str) -> Secret | None:
+        """Return a Secret; None where there is none."""
+        try:
+            body = self._call("GET", _secret_path(namespace, name))
+        except NotFound:
+            return None
+        return _secret(body)
+
+    def write_secret(self, namespace: str, name: str, data: Mapping[str, str], owner: Resource) -> None:
+        """Create or update a Secret that `owner` owns; NotOwner where it is somebody else's."""
+        found = self.secret(namespace, name)
+        if found is not None and found.owner_uid != owner.uid:
+            raise NotOwner(f"Secret {namespace}/{name} exists and belongs to somebody else")
+        body: dict[str, Any] = {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {
+                "name": name,
+                "namespace": namespace,
+                "labels": {MANAGED_BY: _MANAGER},
+                "ownerReferences": [{**_reference(owner), "controller": True, "blockOwnerDeletion": False}],
+            },
+            "type": "Opaque",
+            "data": {key: base64.b64encode(value.encode()).decode() for key, value in data.items()},
+        }
+        if found is None:
+            self._call("POST", f"/api/v1/namespaces/{namespace}/secrets", body)
+            return
+        body["metadata"]["resourceVersion"] = found.resource_version
+        self._call("PUT", _secret_path(namespace, name), body)
+
+    def delete_secret(self, namespace: str, name: str, owner: Resource) -> None:
+        """Delete a Secret where `owner` owns it; otherwise leave it."""
+        found = self.secret(namespace, name)
+        if found is None or found.owner_uid != owner.uid:
+            return
+        options = {"preconditions": {"resourceVersion": found.resource_version}}
+        with contextlib.suppress(NotFound):
+            self._call("DELETE", _secret_path(namespace, name), options)
+
+    def service_account_token(self, namespace: str, name: str, audience: str) -> Token:
+        """Ask for a token of a ServiceAccount (TokenRequest)."""
+        path = f"/api/v1/namespaces/{quote(namespace)}/serviceaccounts/{quote(name)}/token"
+        request = {
+            "apiVersion": "authentication.k8s.io/v1",
+            "kind": "TokenRequest",
+            "spec": {"audiences": [audience], "expirationSeconds": _TOKEN_SECONDS},
+        }
+        status = self._call("POST", path, request)["status"]
+        return Token(status["token"], datetime.fromisoformat(status["expirationTimestamp"]))
+
+    # One call
+
+    def _call(
+        self, method: str, path: str, body: Any = None, *, content: str = "application/json"
+    ) -> dict[str, Any]:
+        headers = {"Accept": "application/json", "Content-Type": content}
+        try:
+            request = self._client.param_serialize(
+                method, path, header_params=headers, body=body, auth_settings=["BearerToken"]
+            )
+            response = self._client.call_api(*request, _request_timeout=_TIMEOUT)
+            text: bytes = response.read()  # type: ignore[no-untyped-call]
+        except (ApiException, urllib3.exceptions.HTTPError, OSError) as error:
+            raise ClusterUnavailable(f"the API server does not answer: {_root(error)}") from None
+        if response.status >= 400:
+            raise _refusal(response.status, method, path, text)
+        answer: dict[str, Any] = json.loads(text)
+        return answer
+
+
+def _refusal(status: int, method: str, path: str, text: bytes) -> PolarisError:
+    """Return our error for what the API server said."""
+    try:
+        said = json.loads(text)["message"]
+    except (ValueError, KeyError, TypeError):
+        said = text[:500].decode(errors="replace")
+    message = f"{method} {path.partition('?')[0]}: {said}"
+    if status == 404:
+        return NotFound(message)
+    if status == 409:
+        return Conflict(message)
+    if status == 403:
+        return Prerequisite(f"the API server forbids it to the operator: {message}")
+    if status in (400, 422):
+        return InvalidManifest(message)
+    return ClusterUnavailable(f"{status}: {message}")
+
+
+def _root(error: BaseException) -> BaseException:
+    """Return the innermost cause: urllib3's wrappings name objects, and so differ each time."""
+    inside = (getattr(error, "reason", None), *error.args)
+    cause = next((inner for inner in inside if isinstance(inner, BaseException)), None)
+    return error if cause is None else _root(cause)
+
+
+# --- between JSON and our values
+
+
+def _path(key: Key) -> str:
+    return f"/apis/{_API}/namespaces/{quote(key.namespace)}/{PLURALS[key.kind]}/{quote(key.name)}"
+
+
+def _secret_path(namespace: str, name: str) -> str:
+    return f"/api/v1/namespaces/{quote(namespace)}/secrets/{quote(name)}"
+
+
+def _reference(resource: Resource) -> dict[str, Any]:
+    return {
+        "apiVersion": _API,
+        "kind": resource.key.kind,
+        "name": resource.key.name,
+        "uid": resource.uid,
+    }
+
+
+def _resource(kind: Kind, body: Mapping[str, Any]) -> Resource:
+    metadata = body["metadata"]
+    deleted = metadata.get("deletionTimestamp")
+    return Resource(
+        key=Key(kind, metadata["namespace"], metadata["name"]),
+        uid=metadata["uid"],
+        generation=metadata["generation"],
+        resource_version=metadata["resourceVersion"],
+        spec=body.get("spec", {}),
+        status=body.get("status", {}),
+        # Not all: kubectl keeps a copy of the whole manifest in one.
+        annotations={
+            name: value
+            for name, value in (metadata.get("annotations") or {}).items()
+            if name.startswith(f"{API_GROUP}/")
+        },
+        finalizers=tuple(metadata.get("finalizers") or ()),
+        deleted_at=None if deleted is None else datetime.fromisoformat(deleted),
+    )
+
+
+def _secret(body: Mapping[str, Any]) -> Secret:
+    metadata = body["metadata"]
+    owner = next(
+        (
+            reference["uid"]
+            for reference in metadata.get("ownerReferences") or ()
+            if reference["apiVersion"].partition("/")[0] == API_GROUP
+        ),
+        None,
+    )
+    data = {
+        key: base64.b64decode(value).decode(errors="replace")
+        for key, value in (body.get("data") or {}).items()
+    }
+    return Secret(data, owner, metadata["resourceVersion"])
+
+
+def _newer(one: Resource, other: Resource) -> bool:
+    """Whether `one` was written later: resourceVersions are numbers that grow (KEP-5504)."""
+    if one.resource_version.isdecimal() and other.resource_version.isdecimal():
+        return int(one.resource_version) > int(other.resource_version)
+    return one.resource_version != other.resource_version
+
+
+def _asks_more(one: Resource, other: Resource) -> bool:
+    return (one.uid, one.generation, one.annotations, one.finalizers, one.deleted_at) != (
+        other.uid,
+        other.generation,
+        other.annotations,
+        other.finalizers,
+        other.deleted_at,
+    )

@@ -1,0 +1,238 @@
+"""The operator's program: wiring, threads, probes, and an orderly end.
+
+In a cluster kopf's loop has the main thread and feeds the queue; over a folder of manifests the main
+thread looks at the folder. Either way a few threads take keys from the queue and reconcile them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from prometheus_client import Gauge
+
+from polaris.errors import PolarisError
+from polaris.settings import OperatorSettings
+from polaris.spec import Kind
+from polaris.telemetry import configure_logging, configure_tracing, logger
+from polaris_operator import events, probes
+from polaris_operator.collector import collect
+from polaris_operator.database import Database
+from polaris_operator.databases import Databases
+from polaris_operator.folder import FolderObjects
+from polaris_operator.index import Index
+from polaris_operator.kubernetes_api import KubernetesObjects, load_configuration
+from polaris_operator.objects import Key, Objects
+from polaris_operator.queue import Queue
+from polaris_operator.reconcile import Reconciler, Sides
+from polaris_operator.world.database import Process
+
+log = logger(__name__)
+
+T = TypeVar("T")
+
+KINDS: tuple[Kind, ...] = ("PolarisDatabase", "PolarisIndex")
+RELIST_SECONDS = 300.0
+_RETRY_SECONDS = 2.0
+_LOOK_SECONDS = 1.0
+_END_SECONDS = 20.0
+# Made of the name of a cluster or folder; the name itself may be anything.
+_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://polaris.dev/installation")
+
+_WAITING = Gauge("polaris_operator_queue_keys", "Objects that wait to be looked at, due or not.")
+_DUE = Gauge("polaris_operator_queue_due", "Objects that wait for a free worker.")
+_FAILING = Gauge("polaris_operator_failing", "Objects whose last look failed.")
+
+
+def process_of(objects: Objects) -> Process:
+    """Return who this process is, in every catalog."""
+    name = objects.installation
+    holder = f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}"
+    return Process(uuid.uuid5(_NAMESPACE, name), name, holder)
+
+
+class Operator:
+    """The core without its source of events: a queue, workers, and what they are logged in to."""
+
+    def __init__(self, objects: Objects, *, workers: int = 4, resync_seconds: float = 60.0) -> None:
+        self.objects = objects
+        self.queue: Queue[Key] = Queue()
+        self.databases = Databases(objects, process_of(objects), self.queue.add)
+        sides = Sides(Database(collect), Index())
+        self.reconciler = Reconciler(
+            objects, self.databases, sides, self.queue.add, resync_seconds=resync_seconds
+        )
+        self._threads = [
+            threading.Thread(target=self._work, name=f"worker-{number}", daemon=True)
+            for number in range(workers)
+        ]
+        _WAITING.set_function(lambda: len(self.queue))
+        _DUE.set_function(self.queue.due)
+        _FAILING.set_function(lambda: self.queue.failing)
+
+    def start(self) -> None:
+        """Begin to take keys from the queue."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Finish what is under way, within limits, and log out; builds go on in PostgreSQL."""
+        self.queue.close()
+        until = time.monotonic() + _END_SECONDS
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(max(until - time.monotonic(), 0.1))
+        self.databases.close_all()
+
+    @property
+    def alive(self) -> bool:
+        """Whether every worker runs."""
+        return all(thread.is_alive() for thread in self._threads)
+
+    def _work(self) -> None:
+        while (key := self.queue.take()) is not None:
+            self._look(key)
+
+    def _look(self, key: Key) -> None:
+        try:
+            again = self.reconciler.reconcile(key)
+        except PolarisError as error:
+            log.warning("not done", object=str(key), error=str(error), kind=type(error).__name__)
+            self.queue.failed(key)
+        except Exception:
+            log.exception("not done", object=str(key))
+            self.queue.failed(key)
+        else:
+            # Spread, so that a thousand objects that were first seen together do not stay together.
+            self.queue.done(key, None if again is None else again * random.uniform(0.9, 1.0))  # noqa: S311
+
+
+def run_operator(settings: OperatorSettings) -> None:
+    """Reconcile the objects of a cluster until SIGTERM or Ctrl-C."""
+    with _until_told() as stop:
+        namespaces = [name.strip() for name in settings.watch_namespaces.split(",") if name.strip()]
+        objects = KubernetesObjects(load_configuration(), namespaces, settings.installation)
+        cluster = _Cluster(objects, namespaces, stop)
+        with probes.serving(settings.metrics_port, live=cluster.alive, ready=objects.complete):
+            if _patiently(lambda: objects.installation, stop) is None:
+                return
+            operator = Operator(objects, workers=settings.workers, resync_seconds=settings.resync_seconds)
+            cluster.run(operator)
+
+
+def run_folder(settings: OperatorSettings, directory: Path, data: Path) -> None:
+    """Reconcile the manifests of a folder until SIGTERM or Ctrl-C; everything else is kept in `data`."""
+    with _until_told() as stop, contextlib.closing(FolderObjects(directory, data)) as objects:
+        operator = Operator(objects, workers=settings.workers, resync_seconds=settings.resync_seconds)
+        with probes.serving(settings.metrics_port, live=lambda: operator.alive, ready=objects.complete):
+            operator.start()
+            try:
+                # The first look tells what changed while nobody looked; the rest is looked at too.
+                changed = objects.look() | {resource.key for kind in KINDS for resource in objects.list(kind)}
+                while True:
+                    for key in changed:
+                        operator.queue.add(key)
+                    if stop.wait(_LOOK_SECONDS):
+                        break
+                    changed = objects.look()
+            finally:
+                operator.stop()
+
+
+class _Cluster:
+    """Where the keys of a cluster come from: a listing now and then, and kopf in between."""
+
+    def __init__(self, objects: KubernetesObjects, namespaces: list[str], stop: threading.Event) -> None:
+        self._objects = objects
+        self._namespaces = namespaces
+        self._stop = stop
+        self._operator: Operator | None = None
+        self._watching = threading.Thread(target=self._watch, name="kopf", daemon=True)
+
+    def alive(self) -> bool:
+        """Whether every thread that should run does."""
+        operator = self._operator
+        return operator is None or (operator.alive and self._watching.is_alive())
+
+    def run(self, operator: Operator) -> None:
+        """Work until told to stop."""
+        operator.start()
+        self._watching.start()
+        self._operator = operator
+        try:
+            while not self._stop.is_set():
+                self._relist(operator)
+        finally:
+            self._operator = None
+            operator.stop()
+            self._watching.join(_END_SECONDS)
+
+    def _relist(self, operator: Operator) -> None:
+        changed = _patiently(self._objects.relist, self._stop)
+        for key in changed or ():
+            operator.queue.add(key)
+        self._stop.wait(RELIST_SECONDS)
+
+    def _watch(self) -> None:
+        """Watch, again and again: kopf gives up when the API server is away for long."""
+        while not self._stop.is_set():
+            # Before the first listing the CRDs may not be there, and kopf looks for them once.
+            if not self._objects.complete():
+                self._stop.wait(0.1)
+                continue
+            try:
+                asyncio.run(events.watch(self._objects, self._add, self._namespaces, self._stop))
+            except Exception:
+                log.exception("watching ended, and begins anew")
+            self._stop.wait(_RETRY_SECONDS)
+
+    def _add(self, key: Key) -> None:
+        if self._operator is not None:
+            self._operator.queue.add(key)
+
+
+def _patiently(ask: Callable[[], T], stop: threading.Event) -> T | None:
+    """Ask until there is an answer; None where we are told to stop first."""
+    while not stop.is_set():
+        try:
+            return ask()
+        except PolarisError as error:
+            log.warning("no answer yet", error=str(error))
+            stop.wait(_RETRY_SECONDS)
+    return None
+
+
+@contextlib.contextmanager
+def _until_told() -> Iterator[threading.Event]:
+    """Hand out an event that SIGTERM and SIGINT set."""
+    stop = threading.Event()
+    before = {
+        number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def main() -> None:
+    """Run the operator of a cluster, with settings from the environment."""
+    settings = OperatorSettings.load(os.environ)
+    configure_logging(settings.log_level)
+    configure_tracing("polaris-operator")
+    run_operator(settings)
+
+
+if __name__ == "__main__":
+    main()
