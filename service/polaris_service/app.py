@@ -17,6 +17,8 @@ from polaris_service import problems
 from polaris_service.answer import generators
 from polaris_service.answer.answerer import Answerer
 from polaris_service.database import Database, Purpose
+from polaris_service.documents.loading import Loading
+from polaris_service.documents.store import Store
 from polaris_service.embed.registry import Embedders
 from polaris_service.gate import Gate, Policy
 from polaris_service.gate.open import OpenPolicy
@@ -25,7 +27,7 @@ from polaris_service.indexes import Indexes
 from polaris_service.metrics import Metrics
 from polaris_service.observed import Observed
 from polaris_service.parts import Parts
-from polaris_service.routes import answer, health, search
+from polaris_service.routes import answer, documents, health, indexes, search
 from polaris_service.search.questions import Questions, of_providers
 from polaris_service.search.requests import Limits
 from polaris_service.search.searcher import Searcher
@@ -52,16 +54,18 @@ def build_parts(settings: ServiceSettings) -> Parts:
         size=settings.pool_size,
         statement_seconds=settings.request_timeout_seconds,
     )
-    indexes = Indexes(database)
+    catalog = Indexes(database)
     embedders = Embedders.of(settings)
-    searcher = Searcher(database, indexes, Questions(of_providers(embedders)), Limits.of(settings))
+    searcher = Searcher(database, catalog, Questions(of_providers(embedders)), Limits.of(settings))
     return Parts(
         settings=settings,
         metrics=metrics,
         database=database,
-        indexes=indexes,
+        indexes=catalog,
         gate=Gate(_policy(settings)),
         embedders=embedders,
+        store=Store(database),
+        loading=Loading(database, catalog),
         searcher=searcher,
         answerer=Answerer(searcher, database, generators.of(settings), settings.generator_timeout_seconds),
     )
@@ -88,6 +92,8 @@ def create_app(parts: Parts) -> FastAPI:
             for part in (parts.embedders, parts.gate, parts.database, parts.answerer):
                 await part.start()
                 stack.push_async_callback(part.stop)
+            for ended in (parts.store, parts.loading):
+                stack.push_async_callback(ended.stop)
             yield
 
     app = FastAPI(
@@ -99,7 +105,7 @@ def create_app(parts: Parts) -> FastAPI:
         redoc_url=None,
     )
     problems.install(app)
-    for module in (health, search, answer):
+    for module in (documents, indexes, search, answer, health):
         app.include_router(module.router(parts))
     app.add_middleware(Observed, metrics=parts.metrics)
     return app

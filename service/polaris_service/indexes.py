@@ -10,14 +10,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import asyncpg
 import orjson
+from pydantic import ValidationError
 
 from polaris.errors import NotFound, PolarisError, Unavailable
 from polaris.names import CATALOG_CHANNEL, applied_table, chunks_table
@@ -35,10 +36,11 @@ SELECT i.id, i.namespace, i.name, i.state AS index_state, i.schema_name, i.spec,
   i.serving, g.number, g.state, g.embedding, g.chunking, g.vector_index, g.ef_search, g.low_water,
   g.recall, g.load_requested_at IS NOT NULL AS load_requested, c.id AS catalog
 FROM polaris.catalog c CROSS JOIN polaris.indexes i
-LEFT JOIN polaris.generations g ON g.index_id = i.id AND g.number = i.serving
+LEFT JOIN polaris.generations g ON g.index_id = i.id
 """
-_ONE = _COLUMNS + "WHERE i.namespace = $1 AND i.name = $2"
-_ALL = _COLUMNS + "WHERE i.state = 'active' ORDER BY i.namespace, i.name"
+_ONE = _COLUMNS + "AND g.number = i.serving WHERE i.namespace = $1 AND i.name = $2"
+_ALL = _COLUMNS + "AND g.number = i.serving WHERE i.state = 'active' ORDER BY i.namespace, i.name"
+_GENERATIONS = _COLUMNS + "WHERE i.state = 'active' ORDER BY i.namespace, i.name, g.number"
 
 
 class NoSuchIndex(NotFound):
@@ -102,6 +104,22 @@ class ServedIndex:
         return identifier(self.schema, name)
 
 
+@lru_cache(maxsize=_CACHED)
+def _spec(text: str) -> PolarisIndexSpec:
+    # The same text again and again: a spec changes once in a while, and is read every second.
+    return PolarisIndexSpec.model_validate(orjson.loads(text))
+
+
+def _spec_of(which: str, text: str) -> PolarisIndexSpec:
+    try:
+        return _spec(text)
+    except ValidationError:
+        raise IndexNotReady(
+            f"index {which} has a spec that this version of POLARIS does not know: upgrade the service",
+            retry_after=30.0,
+        ) from None
+
+
 def served(row: Mapping[str, Any]) -> ServedIndex:
     """Return the index that a row of the catalog describes; raise NoSuchIndex, IndexNotReady."""
     which = f"{row['namespace']}/{row['name']}"
@@ -115,7 +133,7 @@ def served(row: Mapping[str, Any]) -> ServedIndex:
         name=row["name"],
         schema=row["schema_name"],
         catalog=row["catalog"],
-        spec=PolarisIndexSpec.model_validate(orjson.loads(row["spec"])),
+        spec=_spec_of(which, row["spec"]),
         object_generation=row["object_generation"],
         generation=row["number"],
         state=row["state"],
@@ -131,8 +149,17 @@ def served(row: Mapping[str, Any]) -> ServedIndex:
 
 async def all_served(connection: Connection) -> list[ServedIndex]:
     """Return every index that is made true, by namespace and name."""
+    return _served_of(await connection.fetch(_ALL))
+
+
+async def all_generations(connection: Connection) -> list[ServedIndex]:
+    """Return every generation of every index that is made true, whether it serves or not."""
+    return _served_of(await connection.fetch(_GENERATIONS))
+
+
+def _served_of(rows: Iterable[Mapping[str, Any]]) -> list[ServedIndex]:
     found = []
-    for row in await connection.fetch(_ALL):
+    for row in rows:
         try:
             found.append(served(row))
         except (NoSuchIndex, IndexNotReady):

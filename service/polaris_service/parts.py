@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from polaris.settings import ServiceSettings
 from polaris_service.answer.answerer import Answerer
 from polaris_service.database import Database
+from polaris_service.documents.loading import Loading
+from polaris_service.documents.store import Store
 from polaris_service.embed.registry import Embedders
 from polaris_service.gate import Gate
 from polaris_service.indexes import Indexes
@@ -24,5 +26,7 @@ class Parts:
     indexes: Indexes
     gate: Gate
     embedders: Embedders
+    store: Store
+    loading: Loading
     searcher: Searcher
     answerer: Answerer

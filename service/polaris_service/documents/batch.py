@@ -1,0 +1,219 @@
+"""Many documents in one request: NDJSON in, one result line for each line, in order.
+
+Lines are committed in groups; a line that is wrong is an error line, and the others go on. Reading,
+committing and answering run side by side: a client that sends everything before it reads an answer
+is read to the end, and its results wait in memory (some 80 bytes each).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import orjson
+
+from polaris.errors import DatabaseUnavailable, InvalidInput, PolarisError, TooLarge
+from polaris.telemetry import logger
+from polaris_service.bodies import parse_json
+from polaris_service.documents.loading import Loading
+from polaris_service.documents.model import Limits, Write, parse_line
+from polaris_service.documents.store import Store, Written
+from polaris_service.indexes import Indexes, ServedIndex
+from polaris_service.problems import InvalidBody, kind_of
+
+_log = logger(__name__)
+
+GROUP_LINES = 500
+GROUP_BYTES = 4 * 2**20
+# A group that is not full is committed when no line came for so long.
+_IDLE_SECONDS = 0.2
+# A group that meets a database that is away is tried again for so long before its lines fail.
+_PATIENCE_SECONDS = 10.0
+
+Result: TypeAlias = "dict[str, Any]"
+
+
+@dataclass(frozen=True)
+class BatchLimits:
+    """Limits that settings say."""
+
+    lines: int
+    line_bytes: int
+    document: Limits
+
+
+@dataclass
+class _Group:
+    """Lines on their way to a commit: for each a write, or the result that it has already."""
+
+    entries: list[tuple[int, Write | Result]] = field(default_factory=list)
+    ids: set[str] = field(default_factory=set)
+    bytes: int = 0
+
+    def add(self, number: int, entry: Write | Result) -> None:
+        self.entries.append((number, entry))
+        if isinstance(entry, Write):
+            self.ids.add(entry.id)
+            self.bytes += entry.bytes
+
+    @property
+    def full(self) -> bool:
+        return len(self.entries) >= GROUP_LINES or self.bytes >= GROUP_BYTES
+
+
+class Batch:
+    """One request."""
+
+    def __init__(
+        self, store: Store, indexes: Indexes, loading: Loading, index: ServedIndex, limits: BatchLimits
+    ) -> None:
+        self._store = store
+        self._indexes = indexes
+        self._loading = loading
+        self._index = index
+        self._limits = limits
+        self._results: asyncio.Queue[bytes | None] = asyncio.Queue()
+
+    async def results(self, lines: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """Yield result lines, some at a time, while the lines are read and written."""
+        working = asyncio.create_task(self._work(lines))
+        try:
+            while (piece := await self._results.get()) is not None:
+                yield piece
+            await working
+        finally:
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+
+    async def _work(self, lines: AsyncIterator[bytes]) -> None:
+        committing: asyncio.Task[None] | None = None
+        try:
+            async for group in self._groups(lines):
+                # One group is read while the one before is committed.
+                if committing:
+                    await committing
+                committing = asyncio.create_task(self._commit(group))
+            if committing:
+                await committing
+        finally:
+            if committing:
+                committing.cancel()
+                await asyncio.gather(committing, return_exceptions=True)
+            self._results.put_nowait(None)
+
+    async def _groups(self, lines: AsyncIterator[bytes]) -> AsyncIterator[_Group]:
+        """Yield lines in groups; no id stands twice in one."""
+        group = _Group()
+        number = 0
+        async for line in _with_pauses(lines, _IDLE_SECONDS):
+            if line is None:
+                if group.entries:
+                    yield group
+                    group = _Group()
+                continue
+            number += 1
+            if not line.strip():
+                continue
+            entry = self._parsed(number, line)
+            if isinstance(entry, Write) and entry.id in group.ids:
+                yield group
+                group = _Group()
+            group.add(number, entry)
+            if group.full:
+                yield group
+                group = _Group()
+            if number > self._limits.lines:
+                break
+        if group.entries:
+            yield group
+
+    def _parsed(self, number: int, line: bytes) -> Write | Result:
+        """Return what a line says, or the result that says what is wrong with it."""
+        body: Any = None
+        try:
+            if number > self._limits.lines:
+                raise TooLarge(f"a batch has at most {self._limits.lines:,} lines: send the rest in another")
+            if len(line) > self._limits.line_bytes:
+                raise TooLarge(f"the line has more than {self._limits.line_bytes:,} bytes")
+            body = parse_json(line)
+            return parse_line(body, self._index.attribute_types, self._limits.document, self._index.embedding)
+        except PolarisError as error:
+            return _failure(number, body.get("id") if isinstance(body, dict) else None, error)
+
+    async def _commit(self, group: _Group) -> None:
+        writes = [entry for _, entry in group.entries if isinstance(entry, Write)]
+        outcome = await self._written(writes) if writes else []
+        results = []
+        if isinstance(outcome, PolarisError):
+            results = [
+                entry if isinstance(entry, dict) else _failure(number, entry.id, outcome)
+                for number, entry in group.entries
+            ]
+        else:
+            written = iter(outcome)
+            results = [
+                entry if isinstance(entry, dict) else _success(next(written)) for _, entry in group.entries
+            ]
+        self._results.put_nowait(b"".join(orjson.dumps(result) + b"\n" for result in results))
+
+    async def _written(self, writes: Sequence[Write]) -> Sequence[Written] | PolarisError:
+        """Write a group, with patience for a database that is away for a moment."""
+        until = time.monotonic() + _PATIENCE_SECONDS
+        if any(write.ready for write in writes):
+            self._index = await self._loading.before(self._index, len(writes))
+        while True:
+            try:
+                return await self._store.put_many(self._index, writes)
+            except DatabaseUnavailable as error:
+                # Nothing of the group was committed, or it was and is the same again: both are right.
+                if time.monotonic() >= until:
+                    return error
+                await asyncio.sleep(error.retry_after or 1.0)
+                with contextlib.suppress(PolarisError):
+                    self._index = await self._indexes.get(self._index.namespace, self._index.name)
+            except PolarisError as error:
+                return error
+
+
+async def _with_pauses(lines: AsyncIterator[bytes], seconds: float) -> AsyncIterator[bytes | None]:
+    """Yield the lines, and None whenever none came for some time."""
+    source = lines.__aiter__()
+    while True:
+        waiting = asyncio.ensure_future(anext(source))
+        try:
+            done, _ = await asyncio.wait((waiting,), timeout=seconds)
+            if not done:
+                yield None
+            yield await waiting
+        except StopAsyncIteration:
+            return
+        finally:
+            if not waiting.done():
+                waiting.cancel()
+                await asyncio.gather(waiting, return_exceptions=True)
+
+
+def _success(written: Written) -> Result:
+    return {
+        "id": written.id,
+        "version": written.version,
+        "sequence": written.sequence,
+        "status": 202 if written.new else 200,
+    }
+
+
+def _failure(number: int, external_id: Any, error: PolarisError) -> Result:
+    """Return the result of a line that was not written: what a problem document would say."""
+    kind = kind_of(error)
+    result: Result = {"line": number, "status": kind.status, "code": kind.code, "detail": str(error)}
+    if isinstance(external_id, str) and len(external_id) <= 2048:
+        result["id"] = external_id
+    if isinstance(error, InvalidBody):
+        result["errors"] = error.errors
+    elif isinstance(error, InvalidInput):
+        result["errors"] = [{"pointer": error.pointer, "detail": str(error)}]
+    return result

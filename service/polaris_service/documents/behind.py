@@ -1,0 +1,428 @@
+"""Bringing a generation level with the documents: what a worker does, again and again.
+
+A document is behind where its sequence is greater than what the generation has applied or given up
+on. A step claims some that are (a row lock in `g<n>_applied`, others' left out), cuts and embeds them,
+replaces their chunks and marks them applied, all in one transaction. So nothing has to be cleaned up
+after a worker that was killed: its locks go with its connection, and the documents are still behind.
+
+A batch that fails is tried again one document at a time, so a poisoned one never stops others; its
+tries, its error and its next try stand in its row. An embedder that is away is nobody's fault: the
+step waits and no try is counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+import numpy as np
+
+from polaris.errors import (
+    Conflict,
+    DeadlineExceeded,
+    EmbedderRefused,
+    EmbedderUnavailable,
+    PolarisError,
+    Unavailable,
+)
+from polaris.names import chunks_table
+from polaris.spec import Embedding
+from polaris.telemetry import logger
+from polaris_service.database import Connection, Database
+from polaris_service.documents import loading
+from polaris_service.documents import statements as sql
+from polaris_service.documents.chunking import Span, cut
+from polaris_service.documents.rows import CHUNK_COLUMNS, Version, chunk_rows, text_hash
+from polaris_service.documents.store import claim_chunks
+from polaris_service.embed.provider import Kind, Provider
+from polaris_service.indexes import IndexNotReady, ServedIndex
+from polaris_service.search import vectors
+
+_log = logger(__name__)
+
+_BATCH_BYTES = 4 * 2**20
+"""Text of a batch; the first document is taken whatever its size."""
+_MISSING_ROWS = 1000
+_LOW_WATER_SECONDS = 5.0
+_RENEW_SECONDS = 1.0
+_FIRST_RETRY_SECONDS = 1.0
+_LAST_RETRY_SECONDS = 60.0
+_ERROR_CHARACTERS = 500
+# A title may take this share of a chunk's tokens; a longer one is not embedded with the chunk.
+_TITLE_SHARE = 0.25
+_PROBE = "polaris"
+
+
+@dataclass(frozen=True)
+class WorkLimits:
+    """Limits that settings say."""
+
+    batch_chunks: int = 64
+    max_tries: int = 5
+    bulk_documents: int = 10_000
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step came to."""
+
+    documents: int = 0
+    """Documents that were applied."""
+    chunks: int = 0
+    embedded: int = 0
+    """Chunks whose vectors were not known already."""
+    failed: int = 0
+    """Documents that failed, to be tried again or given up on."""
+    more: bool = False
+    """There may be more to do at once."""
+    look_again: float | None = None
+    """Seconds until something is known to be due."""
+    behind: int = 0
+    """Sequences between the low water and the clock: at least as many as documents are behind."""
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A document of a batch, cut."""
+
+    row: asyncpg.Record
+    attributes: str = "{}"
+    spans: tuple[Span, ...] = ()
+    texts: tuple[str, ...] = ()
+    """What is embedded for each span."""
+    hashes: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What is written down after a try that failed."""
+
+    tries: int
+    failed_sequence: int
+    wait: float | None
+    """Seconds until the next try; None: it was given up on."""
+
+
+def after_failure(tries: int, failed_sequence: int, sequence: int, max_tries: int, jitter: float) -> Failure:
+    """Return what a document's row says after one more failure; `jitter` is from 0 to 1.
+
+    What was given up on and has changed since begins its tries anew.
+    """
+    now = 1 if failed_sequence > 0 else tries + 1
+    if now >= max_tries:
+        return Failure(now, sequence, None)
+    wait = min(_LAST_RETRY_SECONDS, _FIRST_RETRY_SECONDS * 2 ** (now - 1))
+    return Failure(now, 0, wait * (0.5 + jitter))
+
+
+def embedded_text(title: str | None, chunk: str) -> str:
+    """Return what is embedded for a chunk: with the document's title, unless it begins with it."""
+    if not title or chunk.lstrip("#=* ").startswith(title):
+        return chunk
+    return f"{title}\n{chunk}"
+
+
+class Level:
+    """One generation of an index, and how far this process knows it to be."""
+
+    def __init__(
+        self, database: Database, provider: Provider, index: ServedIndex, limits: WorkLimits
+    ) -> None:
+        self.index = index
+        self._database = database
+        self._provider = provider
+        self._limits = limits
+        self._sql = sql.work_statements(index.schema, index.generation)
+        # Everything up to here was settled, claimed or waiting for its next try when we last looked:
+        # a place to go on from, so that a long backlog is not read from its beginning at each step.
+        self._cursor = 0
+        self._chunks_per_document = 4.0
+        self._low_water_at = time.monotonic()
+        self._renewed_at = float("-inf")
+
+    async def step(self) -> Outcome:
+        """Apply some documents that are behind.
+
+        Raises Unavailable (the database, the embedder, an index that is being built) and its kind;
+        what is wrong with a single document is written down and not raised.
+        """
+        async with self._database.connection("look") as connection:
+            head = await connection.fetchrow(self._sql.head, self.index.id, self.index.generation)
+            if head is None or head["state"] == "building":
+                return Outcome()
+            behind = head["sequence"] - head["low_water"]
+            if behind == 0:
+                return await self._idle(connection, head)
+            await self._ask_for_load(connection, head)
+            self._cursor = max(self._cursor, head["low_water"])
+            await connection.execute(self._sql.missing, self._cursor, _MISSING_ROWS)
+        outcome = await self._apply()
+        if outcome is None:
+            return await self._nothing_claimed(head)
+        await self._keep_low_water()
+        return outcome
+
+    async def _idle(self, connection: Connection, head: asyncpg.Record) -> Outcome:
+        if head["load_requested"] and not await loading.clear(
+            connection, self.index.id, self.index.generation
+        ):
+            return Outcome(look_again=_RENEW_SECONDS)
+        return Outcome()
+
+    async def _nothing_claimed(self, head: asyncpg.Record) -> Outcome:
+        """From the cursor on there is nothing to claim: begin anew, or end."""
+        behind = head["sequence"] - head["low_water"]
+        if self._cursor > head["low_water"]:
+            self._cursor = 0
+            await self._raise_low_water()
+            return Outcome(more=True, behind=behind)
+        await self._raise_low_water()
+        async with self._database.connection("look") as connection:
+            seconds = await connection.fetchval(self._sql.next_try, head["low_water"])
+        look_again = None if seconds is None else max(0.05, seconds)
+        if head["load_requested"]:
+            look_again = min(look_again or _RENEW_SECONDS, _RENEW_SECONDS)
+        return Outcome(look_again=look_again, behind=behind)
+
+    async def _keep_low_water(self) -> None:
+        if time.monotonic() - self._low_water_at >= _LOW_WATER_SECONDS:
+            await self._raise_low_water()
+
+    async def _raise_low_water(self) -> None:
+        self._low_water_at = time.monotonic()
+        async with self._database.connection("look") as connection:
+            await connection.execute(self._sql.raise_low_water, self.index.id, self.index.generation)
+
+    async def _ask_for_load(self, connection: Connection, head: asyncpg.Record) -> None:
+        """Ask the operator to let a long backlog be loaded first and indexed after."""
+        many = head["sequence"] - head["low_water"] > self._limits.bulk_documents
+        if time.monotonic() - self._renewed_at < _RENEW_SECONDS or not (many or head["load_requested"]):
+            return
+        self._renewed_at = time.monotonic()
+        if not head["load_requested"]:
+            limit = self._limits.bulk_documents
+            wanted = (
+                head["indexed"]
+                and await connection.fetchval(self._sql.few_chunks, limit // 10)
+                and await connection.fetchval(self._sql.many_behind, head["low_water"], limit) >= limit
+            )
+            if not wanted:
+                return
+        await loading.request(connection, self.index.id, self.index.generation)
+
+    # --- one batch ---
+
+    async def _apply(self) -> Outcome | None:
+        """Claim and apply a batch; None where nothing can be claimed."""
+        claimed: list[asyncpg.Record] = []
+        limit = max(
+            1, min(self._limits.batch_chunks, int(self._limits.batch_chunks / self._chunks_per_document))
+        )
+        try:
+            async with self._database.transaction("work") as connection:
+                await claim_chunks(connection, self.index)
+                claimed += await connection.fetch(self._sql.claim, self._cursor, limit)
+                if not claimed:
+                    return None
+                before, self._cursor = self._cursor, claimed[-1]["sequence"]
+                outcome = await self._bring_level(connection, claimed)
+            if outcome.documents < len(claimed):
+                self._cursor = before  # Some were too large for this batch.
+        except (asyncio.CancelledError, IndexNotReady):
+            raise
+        except Exception as error:
+            if not claimed or not await self._is_about_documents(error):
+                raise
+            return await self._one_by_one(claimed)
+        self._chunks_per_document += 0.2 * (
+            max(1.0, outcome.chunks / outcome.documents) - self._chunks_per_document
+        )
+        return outcome
+
+    async def _is_about_documents(self, error: Exception) -> bool:
+        """Return whether a failure may be about one of the documents; raise what it is about otherwise."""
+        if isinstance(error, Unavailable | DeadlineExceeded | Conflict):
+            return False
+        if isinstance(error, EmbedderRefused):
+            await self._check_embedder()
+        return True
+
+    async def _check_embedder(self) -> None:
+        """Raise EmbedderUnavailable where not even a harmless text is embedded.
+
+        A wrong key or model must not make every document a failed one.
+        """
+        try:
+            await self._embed([_PROBE])
+        except EmbedderRefused as error:
+            raise EmbedderUnavailable(
+                f"provider {self._provider.name} embeds nothing: {error}", retry_after=10.0
+            ) from None
+
+    async def _one_by_one(self, claimed: Sequence[asyncpg.Record]) -> Outcome:
+        """Try each document of a batch that failed in a transaction of its own."""
+        documents = chunks = embedded = failed = 0
+        for row in claimed:
+            try:
+                async with self._database.transaction("work") as connection:
+                    await claim_chunks(connection, self.index)
+                    again = await connection.fetch(self._sql.claim_one, row["id"])
+                    if not again:
+                        continue
+                    outcome = await self._bring_level(connection, again)
+                documents, chunks = documents + 1, chunks + outcome.chunks
+                embedded += outcome.embedded
+            except (asyncio.CancelledError, IndexNotReady):
+                raise
+            except Exception as error:
+                if not await self._is_about_documents(error):
+                    raise
+                await self._write_down(row, error)
+                failed += 1
+        return Outcome(documents, chunks, embedded, failed, more=True)
+
+    async def _write_down(self, row: asyncpg.Record, error: Exception) -> None:
+        known = isinstance(error, PolarisError)
+        why = str(error)[:_ERROR_CHARACTERS] if known else f"failed unexpectedly: {type(error).__name__}"
+        async with self._database.transaction("work") as connection:
+            now = await connection.fetchrow(self._sql.tries, row["id"])
+            if now is None or now["sequence"] >= row["sequence"]:
+                return
+            failure = after_failure(
+                now["tries"],
+                now["failed_sequence"],
+                row["sequence"],
+                self._limits.max_tries,
+                random.random(),  # noqa: S311  spreads retries, guards nothing
+            )
+            await connection.execute(
+                self._sql.fail, row["id"], failure.tries, why, failure.failed_sequence, failure.wait
+            )
+        _log.warning(
+            "document failed",
+            index=f"{self.index.namespace}/{self.index.name}",
+            document=row["id"],
+            sequence=row["sequence"],
+            tries=failure.tries,
+            given_up=failure.wait is None,
+            why=why,
+            exc_info=None if known else error,
+        )
+
+    async def _bring_level(self, connection: Connection, claimed: Sequence[asyncpg.Record]) -> Outcome:
+        """Cut, embed and write documents, in the transaction that claimed them."""
+        documents = await self._cut(connection, claimed)
+        made, embedded = await self._vectors(connection, documents)
+        await self._replace(connection, documents, made)
+        chunks = sum(len(document.spans) for document in documents)
+        return Outcome(len(documents), chunks, embedded, more=True)
+
+    async def _cut(self, connection: Connection, claimed: Sequence[asyncpg.Record]) -> list[_Cut]:
+        living = {row["id"]: row for row in claimed if not row["deleted"]}
+        versions = await connection.fetch(
+            self._sql.texts, list(living), [row["version"] for row in living.values()], _BATCH_BYTES
+        )
+        loop = asyncio.get_running_loop()
+
+        def count(texts: Sequence[str]) -> Sequence[int]:
+            # Called in a thread, so that cutting a large text stops nobody; the provider is asynchronous.
+            counting = self._provider.count_tokens(self.index.embedding.model, texts)
+            return asyncio.run_coroutine_threadsafe(counting, loop).result()
+
+        def cut_all() -> list[_Cut]:
+            return [self._cut_one(living[version["id"]], version, count) for version in versions]
+
+        gone = [_Cut(row) for row in claimed if row["deleted"]]
+        return gone + await asyncio.to_thread(cut_all)
+
+    def _cut_one(
+        self, row: asyncpg.Record, version: asyncpg.Record, count: Callable[[Sequence[str]], Sequence[int]]
+    ) -> _Cut:
+        chunking = self.index.chunking
+        title = version["title"]
+        room = chunking.max_tokens
+        if title:
+            tokens = count([title])[0]
+            title = title if tokens <= room * _TITLE_SHARE else None
+            room -= tokens if title else 0
+        spans = cut(version["text"], count, room, min(chunking.overlap_tokens, room // 2))
+        texts = tuple(embedded_text(title, span.of(version["text"])) for span in spans)
+        return _Cut(row, version["attributes"], tuple(spans), texts, tuple(map(text_hash, texts)))
+
+    async def _vectors(
+        self, connection: Connection, documents: Sequence[_Cut]
+    ) -> tuple[dict[tuple[int, bytes], Any], int]:
+        """Return the vector of each text by document and hash, and how many were not known before."""
+        # An edit of a document embeds what is new in it; a first version has nothing to look for.
+        edited = [d.row["id"] for d in documents if d.spans and d.row["applied_version"]]
+        rows = await connection.fetch(self._sql.known, edited) if edited else []
+        made: dict[tuple[int, bytes], Any] = {
+            (row["document_id"], row["text_hash"]): row["embedding"] for row in rows
+        }
+        missing = {
+            (document.row["id"], hashed): text
+            for document in documents
+            for text, hashed in zip(document.texts, document.hashes, strict=True)
+            if (document.row["id"], hashed) not in made
+        }
+        keys, texts = list(missing), list(missing.values())
+        for start in range(0, len(texts), self._limits.batch_chunks):
+            part = slice(start, start + self._limits.batch_chunks)
+            made.update(zip(keys[part], await self._embed(texts[part]), strict=True))
+        return made, len(texts)
+
+    async def _embed(self, texts: Sequence[str]) -> list[vectors.Vector]:
+        embedding = self.index.embedding
+        try:
+            found = await self._provider.embed(embedding.model, texts, Kind.PASSAGE)
+        except OSError as error:  # In a block where the database's are expected.
+            raise EmbedderUnavailable(f"the embedder failed: {type(error).__name__}") from error
+        _check(found, embedding)
+        return list(found)
+
+    async def _replace(
+        self,
+        connection: Connection,
+        documents: Sequence[_Cut],
+        made: dict[tuple[int, bytes], Any],
+    ) -> None:
+        await connection.execute(
+            sql.statements(self.index.schema, self.index.generation).remove_chunks,
+            [document.row["id"] for document in documents],
+        )
+        records = [
+            record
+            for document in documents
+            for record in chunk_rows(
+                Version(document.row["id"], document.row["version"], document.attributes),
+                document.spans,
+                document.hashes,
+                [made[document.row["id"], hashed] for hashed in document.hashes],
+            )
+        ]
+        if records:
+            await connection.copy_records_to_table(
+                chunks_table(self.index.generation),
+                schema_name=self.index.schema,
+                columns=CHUNK_COLUMNS,
+                records=records,
+            )
+        await connection.execute(
+            sql.statements(self.index.schema, self.index.generation).mark_applied,
+            [document.row["id"] for document in documents],
+            [document.row["version"] for document in documents],
+            [document.row["sequence"] for document in documents],
+            [len(document.spans) for document in documents],
+        )
+
+
+def _check(found: np.ndarray[Any, Any], embedding: Embedding) -> None:
+    for number, vector in enumerate(found):
+        wrong = vectors.check(vector, embedding)
+        if wrong:
+            raise EmbedderRefused(f"the vector of text {number} {wrong}")

@@ -1,0 +1,389 @@
+"""The worker's process: lanes that bring every generation of every index level, fairly.
+
+Two lanes work at a time, so that one cuts and writes while the other embeds: the embedder is the
+bottleneck and never waits. They take the generation that waits the longest; several workers share the
+work by row locks, and need not know of each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+from prometheus_client import Counter, Gauge
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from polaris.catalog import CONSUMER_TIMEOUT_SECONDS
+from polaris.errors import PolarisError, Unavailable
+from polaris.names import CATALOG_CHANNEL, WORK_CHANNEL
+from polaris.settings import WorkerSettings
+from polaris.telemetry import configure_logging, configure_tracing, logger
+from polaris_service.app import listening
+from polaris_service.database import Database, Purpose
+from polaris_service.documents.behind import Level, Outcome, WorkLimits
+from polaris_service.embed.provider import OfferedModel, Provider
+from polaris_service.embed.registry import Embedders
+from polaris_service.indexes import ServedIndex, all_generations
+from polaris_service.metrics import CONTENT_TYPE, Metrics
+
+_log = logger(__name__)
+
+LANES = 2
+_GRACE_SECONDS = 25.0
+# Levels are looked up anew so often; NOTIFY makes it at once.
+_REFRESH_SECONDS = 5.0
+REPORT_MODELS_SECONDS = 30.0
+_REPORT_AGAIN_SECONDS = 2.0
+_LONGEST_WAIT_SECONDS = 30.0
+# A look at an idle generation costs 0.3 ms: with many, looks are spread so that they stay below 5 %.
+_LOOK_SECONDS = 0.006
+
+_REPORT_MODELS = """
+INSERT INTO polaris.models (provider, model, revision, reporter, dimension, max_tokens, reported_at)
+SELECT $1, g.model, g.revision, $2, g.dimension, g.max_tokens, now()
+FROM unnest($3::text[], $4::text[], $5::integer[], $6::integer[])
+  AS g(model, revision, dimension, max_tokens)
+ON CONFLICT (provider, model, revision, reporter) DO UPDATE SET dimension = excluded.dimension,
+  max_tokens = excluded.max_tokens, reported_at = excluded.reported_at
+"""
+_FORGET_MODELS = """
+DELETE FROM polaris.models WHERE (provider = $1 AND reporter = $2 AND model <> ALL ($3::text[]))
+  OR reported_at < now() - make_interval(secs => $4)
+"""
+_LEAVE = "DELETE FROM polaris.models WHERE reporter = $1"
+
+
+@dataclass(frozen=True)
+class WorkerMetrics:
+    """What a worker measures besides."""
+
+    applied: Counter
+    chunks: Counter
+    embedded: Counter
+    failed: Counter
+    behind: Gauge
+
+    @classmethod
+    def of(cls, metrics: Metrics) -> WorkerMetrics:
+        """Make them in the process's registry."""
+        labels, registry = ("namespace", "name"), metrics.registry
+        return cls(
+            Counter("polaris_documents_applied", "Documents made searchable.", labels, registry=registry),
+            Counter("polaris_chunks_written", "Chunks written.", labels, registry=registry),
+            Counter("polaris_chunks_embedded", "Chunks embedded anew.", labels, registry=registry),
+            Counter(
+                "polaris_documents_failed", "Tries of a document that failed.", labels, registry=registry
+            ),
+            Gauge(
+                "polaris_sequences_behind",
+                "Sequences from the last settled one to the clock.",
+                labels,
+                registry=registry,
+            ),
+        )
+
+
+@dataclass
+class _Turn:
+    """A generation, and when it is looked at next."""
+
+    level: Level
+    due: float = 0.0
+    served: float = float("-inf")
+    """When a lane took it last: who waits the longest is next."""
+    lanes: int = 0
+    woken: bool = False
+    """There was a NOTIFY while a lane was at it."""
+    troubles: int = 0
+    """Steps in a row that met a part that does not answer."""
+
+
+class Worker:
+    """Lanes over all generations, and the reports to the operator."""
+
+    def __init__(
+        self, database: Database, embedders: Embedders, settings: WorkerSettings, metrics: Metrics
+    ) -> None:
+        self._database = database
+        self._embedders = embedders
+        self._poll = settings.poll_seconds
+        self._limits = WorkLimits(settings.batch_chunks, settings.max_tries, settings.bulk_documents)
+        self._metrics = WorkerMetrics.of(metrics)
+        self._turns: dict[tuple[int, int], _Turn] = {}
+        self._offered: dict[str, list[OfferedModel]] = {}
+        self._told: set[str] = set()
+        self._wake = asyncio.Event()
+        self._refresh_now = asyncio.Event()
+        self._stopping = False
+        self._lanes: set[asyncio.Task[None]] = set()
+        self._others: set[asyncio.Task[None]] = set()
+        database.listen(WORK_CHANNEL, self._heard_work)
+        database.listen(CATALOG_CHANNEL, self._heard_catalog)
+
+    # --- life ---
+
+    async def start(self) -> None:
+        """Begin."""
+        self._others = {asyncio.create_task(work) for work in (self._follow(), self._report_models())}
+        self._lanes = {asyncio.create_task(self._lane()) for _ in range(LANES)}
+
+    async def stop(self) -> None:
+        """Finish the batches that are in work, and end."""
+        self._stopping = True
+        self._wake.set()
+        if self._lanes:
+            await asyncio.wait(self._lanes, timeout=_GRACE_SECONDS)
+        for task in (*self._lanes, *self._others):
+            task.cancel()
+        await asyncio.gather(*self._lanes, *self._others, return_exceptions=True)
+        with contextlib.suppress(PolarisError, TimeoutError):
+            async with asyncio.timeout(2), self._database.connection("report") as connection:
+                await connection.execute(_LEAVE, self._database.consumer)
+
+    @property
+    def alive(self) -> bool:
+        """Whether everything that should run does."""
+        return bool(self._lanes) and not any(task.done() for task in (*self._lanes, *self._others))
+
+    def _heard_work(self, payload: str | None) -> None:
+        for (index, _), turn in self._turns.items():
+            if payload is None or payload == str(index):
+                turn.due, turn.woken = 0.0, True
+        self._wake.set()
+
+    def _heard_catalog(self, _: str | None) -> None:
+        self._refresh_now.set()
+
+    # --- which generations there are ---
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                await self._refresh()
+            except PolarisError as error:
+                _log.debug("catalog not read", why=str(error))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_REFRESH_SECONDS):
+                    await self._refresh_now.wait()
+            self._refresh_now.clear()
+            await asyncio.sleep(0.05)  # One look for several words at once.
+
+    async def _refresh(self) -> None:
+        async with self._database.connection("catalog") as connection:
+            found = await all_generations(connection)
+        turns: dict[tuple[int, int], _Turn] = {}
+        for index in found:
+            key = (index.id, index.generation)
+            turn = self._turns.get(key)
+            if turn is None or _changed(turn.level.index, index):
+                level = self._level(index)
+                if level is None:
+                    continue
+                turn = _Turn(level)
+            turns[key] = turn
+        self._turns = turns
+        self._wake.set()
+
+    def _level(self, index: ServedIndex) -> Level | None:
+        """Return the generation's level; None where nobody here embeds its model."""
+        wanted = index.embedding
+        which = f"{index.namespace}/{index.name}"
+        offered = self._offered.get(wanted.provider)
+        if offered is None and wanted.provider in self._embedders.names:
+            return None  # Not asked yet.
+        if any(
+            (model.model, model.revision, model.dimension)
+            == (wanted.model, wanted.revision, wanted.dimension)
+            for model in offered or ()
+        ):
+            self._told.discard(which)
+            return Level(self._database, self._embedders.get(wanted.provider), index, self._limits)
+        if which not in self._told:
+            self._told.add(which)
+            _log.warning(
+                "nobody here embeds this",
+                index=which,
+                provider=wanted.provider,
+                model=wanted.model,
+                revision=wanted.revision,
+            )
+        return None
+
+    # --- lanes ---
+
+    async def _lane(self) -> None:
+        while not self._stopping:
+            turn = self._next()
+            if turn is None:
+                await self._sleep()
+                continue
+            turn.lanes += 1
+            turn.served = time.monotonic()
+            turn.woken = False
+            try:
+                wait = await self._take(turn)
+            finally:
+                turn.lanes -= 1
+            turn.due = 0.0 if turn.woken else time.monotonic() + wait
+
+    def _next(self) -> _Turn | None:
+        now = time.monotonic()
+        due = [turn for turn in self._turns.values() if turn.due <= now]
+        return min(due, key=lambda turn: (turn.lanes, turn.served), default=None)
+
+    async def _sleep(self) -> None:
+        self._wake.clear()
+        now = time.monotonic()
+        until = min((turn.due for turn in self._turns.values()), default=now + self._poll)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, min(until - now, self._poll))):
+                await self._wake.wait()
+
+    async def _take(self, turn: _Turn) -> float:
+        """Take one step of a generation; return the seconds until it is due again."""
+        index = turn.level.index
+        try:
+            outcome = await turn.level.step()
+        except Unavailable as error:
+            turn.troubles += 1
+            wait = _back_off(turn.troubles, error.retry_after)
+            _log.warning("waiting", index=f"{index.namespace}/{index.name}", why=str(error), seconds=wait)
+            return wait
+        except PolarisError as error:
+            turn.troubles += 1
+            _log.warning("step failed", index=f"{index.namespace}/{index.name}", why=str(error))
+            return _back_off(turn.troubles, None)
+        except Exception:  # noqa: BLE001  a bug in one index must not stop the others
+            turn.troubles += 1
+            _log.exception("step failed", index=f"{index.namespace}/{index.name}")
+            return _back_off(turn.troubles, None)
+        turn.troubles = 0
+        self._count(index, outcome)
+        if outcome.more:
+            self._wake.set()
+            return 0.0
+        idle = max(self._poll, len(self._turns) * _LOOK_SECONDS)
+        return idle if outcome.look_again is None else min(idle, outcome.look_again)
+
+    def _count(self, index: ServedIndex, outcome: Outcome) -> None:
+        labels = (index.namespace, index.name)
+        self._metrics.applied.labels(*labels).inc(outcome.documents)
+        self._metrics.chunks.labels(*labels).inc(outcome.chunks)
+        self._metrics.embedded.labels(*labels).inc(outcome.embedded)
+        self._metrics.failed.labels(*labels).inc(outcome.failed)
+        self._metrics.behind.labels(*labels).set(outcome.behind)
+
+    # --- what can be embedded here ---
+
+    async def _report_models(self) -> None:
+        """Say in the catalog, every 30 s, what this worker embeds."""
+        while True:
+            wait = REPORT_MODELS_SECONDS
+            for provider in self._embedders.all():
+                try:
+                    await self._report_provider(provider)
+                except PolarisError as error:
+                    # What was reported stays until it is old: a short absence stalls no manifest.
+                    _log.warning("models not reported", provider=provider.name, why=str(error))
+                    wait = _REPORT_AGAIN_SECONDS
+            await asyncio.sleep(wait)
+
+    async def _report_provider(self, provider: Provider) -> None:
+        offered = await provider.models()
+        if self._offered.get(provider.name) != offered:
+            self._offered[provider.name] = offered
+            self._refresh_now.set()
+        async with self._database.transaction("report") as connection:
+            await connection.execute(
+                _REPORT_MODELS,
+                provider.name,
+                self._database.consumer,
+                [model.model for model in offered],
+                [model.revision for model in offered],
+                [model.dimension for model in offered],
+                [model.max_tokens for model in offered],
+            )
+            await connection.execute(
+                _FORGET_MODELS,
+                provider.name,
+                self._database.consumer,
+                [model.model for model in offered],
+                float(40 * CONSUMER_TIMEOUT_SECONDS),
+            )
+
+
+def _changed(before: ServedIndex, now: ServedIndex) -> bool:
+    """Return whether what a worker goes by differs."""
+    return (before.schema, before.embedding, before.chunking) != (now.schema, now.embedding, now.chunking)
+
+
+def _back_off(troubles: int, retry_after: float | None) -> float:
+    """Return seconds to wait after so many failures in a row, jittered so that workers spread."""
+    jitter = 0.5 + random.random()  # noqa: S311  spreads retries, guards nothing
+    wait = jitter * min(_LONGEST_WAIT_SECONDS, 0.25 * 2.0 ** min(troubles, 10))
+    # One failure is often over at once (a restart, a rotation), whatever its error asks for.
+    return max(wait, retry_after or 0.0) if troubles > 1 else wait
+
+
+def build_worker(settings: WorkerSettings, metrics: Metrics) -> tuple[Database, Embedders, Worker]:
+    """Make the parts of a worker; nothing is opened yet."""
+    database = Database(
+        Path(settings.database_secret), Purpose("worker"), metrics, size=LANES + 3, statement_seconds=120.0
+    )
+    embedders = Embedders.of(settings)
+    return database, embedders, Worker(database, embedders, settings, metrics)
+
+
+def health_app(database: Database, embedders: Embedders, worker: Worker, metrics: Metrics) -> Starlette:
+    """Return /livez, /readyz and /metrics; its lifespan runs the worker."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        async with contextlib.AsyncExitStack() as stack:
+            for part in (embedders, database, worker):
+                await part.start()
+                stack.push_async_callback(part.stop)
+            yield
+
+    async def livez(_: Request) -> Response:
+        return PlainTextResponse("ok\n") if worker.alive else PlainTextResponse("stopped\n", 500)
+
+    async def readyz(_: Request) -> Response:
+        return PlainTextResponse(f"{database.problem or 'ok'}\n")
+
+    async def exposition(_: Request) -> Response:
+        return Response(metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})
+
+    return Starlette(
+        routes=[Route("/livez", livez), Route("/readyz", readyz), Route("/metrics", exposition)],
+        lifespan=lifespan,
+    )
+
+
+def run_worker(settings: WorkerSettings) -> None:
+    """Work until SIGTERM or SIGINT; batches that are in work are finished first."""
+    configure_logging(settings.log_level)
+    configure_tracing("polaris-worker")
+    metrics = Metrics()
+    app = health_app(*build_worker(settings, metrics), metrics)
+    with listening("0.0.0.0", settings.metrics_port) as bound:  # noqa: S104  kubelet and Prometheus ask
+        _log.info("listening", port=bound.getsockname()[1])
+        config = uvicorn.Config(
+            app,
+            loop="uvloop",
+            http="httptools",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=5,
+        )
+        uvicorn.Server(config).run(sockets=[bound])
