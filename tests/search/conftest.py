@@ -4,10 +4,9 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from parts import servers
 from polaris_cli.up.postgres import LocalPostgres
 from polaris_service.database import Database
-from search.world import World
+from search.world import World, making
 
 
 @pytest.fixture(scope="session")
@@ -19,12 +18,8 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="session")
 def world(postgres: LocalPostgres) -> Iterator[World]:
     """A database with a catalog, shared: use indexes of your own."""
-    database = servers.make_database(postgres)
-    try:
-        with servers.open_folder() as folder:
-            yield World(database, folder)
-    finally:
-        servers.drop_database(database)
+    with making(postgres) as made:
+        yield made
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-from collections.abc import Iterable, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from sqlalchemy import create_engine
 from parts import servers
 from polaris import layout, names
 from polaris.catalog import GRANTS
-from polaris.spec import Attribute, Embedding, Metric, PolarisIndexSpec, VectorIndex, VectorType
+from polaris.spec import Attribute, Embedding, Metric, PolarisIndexSpec, VectorType
 from polaris.sql import compose, identifier, literal
+from polaris_cli.up.postgres import PostgresServer
 from polaris_migrations.run import upgrade
 from polaris_service.database import Database, Purpose
 from polaris_service.metrics import Metrics
@@ -281,6 +282,17 @@ class World:
             )
 
 
+@contextmanager
+def making(server: PostgresServer) -> Iterator[World]:
+    """A world in a database of its own, which goes with it."""
+    database = servers.make_database(server)
+    try:
+        with servers.open_folder() as folder:
+            yield World(database, folder)
+    finally:
+        servers.drop_database(database)
+
+
 # --- vectors ---
 
 
@@ -305,6 +317,3 @@ def distances(rows: npt.NDArray[np.float64], query: npt.NDArray[np.float64], met
     if metric == Metric.IP:
         return -products
     return 1 - products / (np.linalg.norm(rows, axis=1) * np.linalg.norm(query))
-
-
-__all__ = ["Chunk", "Document", "Made", "VectorIndex", "World", "clustered", "distances", "held", "spec"]

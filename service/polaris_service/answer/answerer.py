@@ -223,5 +223,7 @@ def relevant(embedding: Embedding, hits: tuple[Hit, ...]) -> bool:
     """Return whether the best hit may have to do with the question."""
     if not hits:
         return False
-    least = LEAST_COSINE.get(embedding.model) if embedding.metric == Metric.COSINE else None
+    # `intfloat/multilingual-e5-small` and `multilingual-e5-small:latest` are the same model.
+    name = embedding.model.rpartition("/")[2].partition(":")[0].lower()
+    least = LEAST_COSINE.get(name) if embedding.metric == Metric.COSINE else None
     return least is None or hits[0].score >= least

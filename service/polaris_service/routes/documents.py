@@ -96,6 +96,7 @@ def router(parts: Parts) -> APIRouter:
     @routes.post(
         PATH,
         summary="Put many documents",
+        status_code=200,  # FastAPI looks for it in the class otherwise
         response_class=Ndjson,
         responses={
             200: {
