@@ -86,8 +86,14 @@ class DatabaseSide(Side[PolarisDatabaseSpec, W], Protocol[W]):
 
 @dataclass(frozen=True)
 class _Settled(Generic[W]):
+    resource: Resource
     world: W
     again: float | None
+
+    @property
+    def gone(self) -> bool:
+        """Whether the object was deleted and nothing holds it any more."""
+        return self.resource.deleted_at is not None and not self.resource.finalizers
 
 
 @dataclass(frozen=True)
@@ -149,12 +155,15 @@ class Reconciler:
 
     # The two kinds
 
-    def _database(self, resource: Resource, now: datetime) -> float:
+    def _database(self, resource: Resource, now: datetime) -> float | None:
         key, side = resource.key, self._sides.database
         try:
             spec = parse_spec(PolarisDatabaseSpec, resource.spec)
             doors = self._databases.open(resource, spec)
             settled = self._settle(side, resource, spec, doors)
+            if settled.gone:
+                self._gone(key)
+                return None
             doors.postgres.beat()
         except PolarisError as error:
             if isinstance(error, DatabaseRefused):
@@ -169,7 +178,7 @@ class Reconciler:
         times = (settled.again, collected, self._resync_seconds)
         return min(time for time in times if time is not None)
 
-    def _index(self, resource: Resource, now: datetime) -> float:
+    def _index(self, resource: Resource, now: datetime) -> float | None:
         spec = parse_spec(PolarisIndexSpec, resource.spec)
         reference = spec.database_ref
         database = Key("PolarisDatabase", reference.namespace or resource.key.namespace, reference.name)
@@ -179,6 +188,9 @@ class Reconciler:
                 self._write(resource, shared.interrupted(resource, doors, now))
             return self._resync_seconds
         settled = self._settle(self._sides.index, resource, spec, doors)
+        if settled.gone:
+            self._gone(resource.key)
+            return None
         return min(settled.again or self._resync_seconds, self._resync_seconds)
 
     def _settle(self, side: Side[S, W], resource: Resource, spec: S, doors: Doors) -> _Settled[W]:
@@ -204,9 +216,10 @@ class Reconciler:
             log.warning("Vault failed", object=str(resource.key), error=str(failure))
             plan = replace(plan, blocked=plan.blocked or shared.blocked_by(failure))
             again = min(again or _VAULT_SECONDS, _VAULT_SECONDS)
-        if resource.deleted_at is None or resource.finalizers:
+        settled = _Settled(resource, world, again)
+        if not settled.gone:
             self._write(resource, shared.plain(side.status(resource, spec, world, plan, now)))
-        return _Settled(world, again)
+        return settled
 
     # Objects that are gone, or on their way
 

@@ -124,7 +124,7 @@ def gather_database(
     world = replace(world, catalog=catalog)
     if catalog is None or fence is None or in_the_way(spec, world) is not None:
         return world
-    wanted = () if resource.deleted_at else wanted_logins(resource.key, spec, catalog.id)
+    wanted = wanted_logins(resource.key, spec, catalog.id)
     return replace(
         world, credentials=gather_credentials(doors, resource, logins_owner(resource.key), wanted, now)
     )

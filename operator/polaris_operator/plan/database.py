@@ -25,6 +25,7 @@ from polaris_operator.objects import Key, Resource
 from polaris_operator.plan.credentials import plan_credentials
 from polaris_operator.steps import (
     Blocked,
+    DeleteVaultRole,
     Execute,
     Migrate,
     Plan,
@@ -106,9 +107,16 @@ def _plan_in_use(case: _Case) -> Plan:
 
 
 def _plan_deletion(case: _Case) -> Plan:
+    """End the logins, then what issues them, then let go. The catalog and its groups stay."""
     if case.credentials.logins:
         return plan_credentials((), case.credentials, case.now)
-    return Plan(_let_go("its logins are revoked") if case.held else ())
+    steps = [*_forget_vault_roles(case), *(_let_go("its logins are revoked") if case.held else ())]
+    return Plan(tuple(steps))
+
+
+def _forget_vault_roles(case: _Case) -> Iterator[Step]:
+    for role in sorted(case.credentials.vault.roles if case.credentials.vault else ()):
+        yield Step(Reason.DELETED, f"Vault's role {role} is no longer needed", DeleteVaultRole(role))
 
 
 # --- who is who
