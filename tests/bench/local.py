@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,9 @@ def write_settings(folder: Path) -> Path:
     """Write the settings file that names the provider of the vectors; return it."""
     model = {key: MODEL[key] for key in ("model", "revision", "dimension")}
     path = folder / "settings.yaml"
-    path.write_text(yaml.safe_dump({"providers": [{"name": MODEL["provider"], "models": [model]}]}))
+    # What a provider declares with its dimension is not asked of it: nothing listens there.
+    provider = {"name": MODEL["provider"], "url": "http://127.0.0.1:9", "models": [model]}
+    path.write_text(yaml.safe_dump({"providers": [provider]}))
     return path
 
 
@@ -142,20 +144,24 @@ class Service:
     host: str
     port: int
 
-    def ask(self, method: str, path: str, body: Any = None, timeout: float = 60) -> tuple[int, Any]:
+    def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         """Return status and JSON of one request on a connection of its own."""
-        with closing(HTTPConnection(self.host, self.port, timeout=timeout)) as connection:
-            text = None if body is None else json.dumps(body)
-            connection.request(method, path, text, {"Content-Type": "application/json"} if text else {})
-            answer = connection.getresponse()
-            return answer.status, json.loads(answer.read() or b"null")
+        status, text = self._raw(method, path, body)
+        return status, json.loads(text or b"null")
 
     def serves(self, path: str) -> bool:
         """Whether a GET is answered with 200."""
         try:
-            return self.ask("GET", path)[0] == 200
-        except (OSError, ValueError):
+            return self._raw("GET", path, None)[0] == 200
+        except (OSError, HTTPException):
             return False
+
+    def _raw(self, method: str, path: str, body: Any) -> tuple[int, bytes]:
+        with closing(HTTPConnection(self.host, self.port, timeout=_STEP_SECONDS)) as connection:
+            text = None if body is None else json.dumps(body)
+            connection.request(method, path, text, {"Content-Type": "application/json"} if text else {})
+            answer = connection.getresponse()
+            return answer.status, answer.read()
 
 
 @dataclass
