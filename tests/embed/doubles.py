@@ -12,12 +12,14 @@ import re
 import socket
 import sys
 import threading
+import time
 import unicodedata
 import zlib
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
+import httpx
 import numpy as np
 import uvicorn
 
@@ -29,6 +31,7 @@ from polaris_service.embed.server import create_app
 
 _WORDS = re.compile(r"\w+|[^\w\s]")
 MAX_TOKENS = 512
+_READY_SECONDS = 60  # repacking the real model takes 2 s, on a busy machine 20
 
 
 class HashedProvider:
@@ -90,13 +93,15 @@ def _features(word: str, dimension: int) -> tuple[list[int], list[float]]:
 
 @contextlib.contextmanager
 def serving(provider: Provider) -> Iterator[str]:
-    """Serve a provider on a free port by a thread, and yield the server's address."""
+    """Serve a provider on a free port by a thread, and yield the server's address once it is ready."""
     with socket.create_server(("127.0.0.1", 0)) as bound:
         server = uvicorn.Server(_config(provider))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
         thread.start()
+        url = f"http://127.0.0.1:{bound.getsockname()[1]}"
         try:
-            yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+            _wait_until_ready(url)
+            yield url
         finally:
             server.should_exit = True
             thread.join()
@@ -112,6 +117,13 @@ def process(port: int, folder: Path, dimension: int = 64) -> Iterator[None]:
             yield
         finally:
             leash.stop(started)
+
+
+def _wait_until_ready(url: str) -> None:
+    deadline = time.monotonic() + _READY_SECONDS
+    while httpx.get(f"{url}/readyz", timeout=_READY_SECONDS).status_code != 200:
+        assert time.monotonic() < deadline, "the embedding server does not get ready"
+        time.sleep(0.02)
 
 
 def free_port() -> int:

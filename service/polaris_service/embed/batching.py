@@ -74,7 +74,7 @@ class _Text:
 
 
 class Batcher:
-    """The queue. Belongs to the event loop that first uses it."""
+    """The queue. For one event loop at a time."""
 
     def __init__(self, run: Run, dimension: int, lanes: int) -> None:
         """`run` turns rows of tokens into vectors, on several threads at once; `lanes` is of cores."""

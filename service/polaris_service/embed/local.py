@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,14 +43,14 @@ class _Loaded:
 
 
 class LocalProvider:
-    """The local model. Belongs to the event loop that first uses it."""
+    """The local model. For one event loop at a time."""
 
     def __init__(self, cache: Path, threads: int = 0, name: str = "default") -> None:
         """`cache` is where the repacked model is kept; `threads` 0 is one a core."""
         self.name = name
         self._cache = cache
         self._threads = threads or _cores()
-        self._loading: asyncio.Task[_Loaded] | None = None
+        self._loading: Future[_Loaded] | None = None
 
     async def models(self) -> list[OfferedModel]:
         """Return the one model, without loading it."""
@@ -80,23 +81,20 @@ class LocalProvider:
 
     async def close(self) -> None:
         """Let go of the model."""
-        if self._loading is None:
-            return
-        (loaded,) = await asyncio.gather(self._loading, return_exceptions=True)
-        self._loading = None
-        if isinstance(loaded, _Loaded):
-            await loaded.batcher.close()
+        loading, self._loading = self._loading, None
+        if loading is not None:
+            (loaded,) = await asyncio.gather(asyncio.wrap_future(loading), return_exceptions=True)
+            if isinstance(loaded, _Loaded):
+                await loaded.batcher.close()
 
     async def _load(self) -> _Loaded:
         """Return the model, loading it at the first call; a failure is tried again at the next."""
-        if self._loading is None or _failed(self._loading):
-            self._loading = asyncio.create_task(asyncio.to_thread(_loaded, self._cache, self._threads))
+        if self._loading is None or (self._loading.done() and self._loading.exception()):
+            loader = ThreadPoolExecutor(1, thread_name_prefix="load-model")
+            self._loading = loader.submit(_loaded, self._cache, self._threads)
+            loader.shutdown(wait=False)
         # A caller that gives up must not take the model away from the others.
-        return await asyncio.shield(self._loading)
-
-
-def _failed(task: asyncio.Task[_Loaded]) -> bool:
-    return task.done() and (task.cancelled() or task.exception() is not None)
+        return await asyncio.shield(asyncio.wrap_future(self._loading))
 
 
 def _cores() -> int:

@@ -298,7 +298,7 @@ def _vectors(answer: Any, count: int) -> Vectors:
     if len(data) != count:
         raise EmbedderRefused(f"it returned {len(data)} embeddings for {count} texts")
     places = [entry.get("index", number) for number, entry in enumerate(data)]
-    if set(places) != set(range(count)):
+    if not all(type(place) is int for place in places) or sorted(places) != list(range(count)):
         raise EmbedderRefused("its embeddings are numbered otherwise than the texts")
     rows = [_vector(entry.get("embedding")) for entry in data]
     dimensions = {len(row) for row in rows}
