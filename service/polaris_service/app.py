@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import uvicorn
 from fastapi import FastAPI
 
 import polaris
@@ -31,6 +29,7 @@ from polaris_service.routes import answer, documents, health, indexes, search
 from polaris_service.search.questions import Questions, of_providers
 from polaris_service.search.requests import Limits
 from polaris_service.search.searcher import Searcher
+from polaris_service.serving import serve
 
 _log = logger(__name__)
 
@@ -41,11 +40,10 @@ Who may ask is Kubernetes RBAC: send a token for the service's audience as `Auth
 Every error is a problem document (RFC 9457) with a `code` that stays the same.
 """
 # What is in flight at SIGTERM may take so long; a pod gets 30 s from Kubernetes by default.
-_GRACE_SECONDS = 25
 
 
-def build_parts(settings: ServiceSettings) -> Parts:
-    """Make the parts that the settings ask for; nothing is opened yet."""
+def build_parts(settings: ServiceSettings, embedders: Embedders | None = None) -> Parts:
+    """Make the parts that the settings ask for, but for those that are given; nothing is opened yet."""
     metrics = Metrics()
     database = Database(
         Path(settings.database_secret),
@@ -55,7 +53,7 @@ def build_parts(settings: ServiceSettings) -> Parts:
         statement_seconds=settings.request_timeout_seconds,
     )
     catalog = Indexes(database)
-    embedders = Embedders.of(settings)
+    embedders = embedders or Embedders.of(settings)
     searcher = Searcher(database, catalog, Questions(of_providers(embedders)), Limits.of(settings))
     return Parts(
         settings=settings,
@@ -111,36 +109,8 @@ def create_app(parts: Parts) -> FastAPI:
     return app
 
 
-def listening(host: str, port: int) -> socket.socket:
-    """Return a socket that listens; port 0 takes any free one. Raises OSError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        bound.bind((host, port))
-        bound.listen(1024)
-    except OSError:
-        bound.close()
-        raise
-    return bound
-
-
 def run(settings: ServiceSettings) -> None:
     """Serve until SIGTERM or SIGINT; what is in flight is finished first."""
     configure_logging(settings.log_level)
     configure_tracing("polaris-service")
-    app = create_app(build_parts(settings))
-    with listening(settings.host, settings.port) as bound:
-        _log.info("listening", host=settings.host, port=bound.getsockname()[1])
-        server = uvicorn.Server(
-            uvicorn.Config(
-                app,
-                loop="uvloop",
-                http="httptools",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_graceful_shutdown=_GRACE_SECONDS,
-            )
-        )
-        server.run(sockets=[bound])
+    serve(create_app(build_parts(settings)), settings.host, settings.port)

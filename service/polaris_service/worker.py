@@ -15,7 +15,6 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import uvicorn
 from prometheus_client import Counter, Gauge
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -27,13 +26,13 @@ from polaris.errors import PolarisError, Unavailable
 from polaris.names import CATALOG_CHANNEL, WORK_CHANNEL
 from polaris.settings import WorkerSettings
 from polaris.telemetry import configure_logging, configure_tracing, logger
-from polaris_service.app import listening
 from polaris_service.database import Database, Purpose
 from polaris_service.documents.behind import Level, Outcome, WorkLimits
 from polaris_service.embed.provider import OfferedModel, Provider
 from polaris_service.embed.registry import Embedders
 from polaris_service.indexes import ServedIndex, all_generations
 from polaris_service.metrics import CONTENT_TYPE, Metrics
+from polaris_service.serving import serve
 
 _log = logger(__name__)
 
@@ -334,12 +333,14 @@ def _back_off(troubles: int, retry_after: float | None) -> float:
     return max(wait, retry_after or 0.0) if troubles > 1 else wait
 
 
-def build_worker(settings: WorkerSettings, metrics: Metrics) -> tuple[Database, Embedders, Worker]:
-    """Make the parts of a worker; nothing is opened yet."""
+def build_worker(
+    settings: WorkerSettings, metrics: Metrics, embedders: Embedders | None = None
+) -> tuple[Database, Embedders, Worker]:
+    """Make the parts of a worker, but for those that are given; nothing is opened yet."""
     database = Database(
         Path(settings.database_secret), Purpose("worker"), metrics, size=LANES + 3, statement_seconds=120.0
     )
-    embedders = Embedders.of(settings)
+    embedders = embedders or Embedders.of(settings)
     return database, embedders, Worker(database, embedders, settings, metrics)
 
 
@@ -375,15 +376,4 @@ def run_worker(settings: WorkerSettings) -> None:
     configure_tracing("polaris-worker")
     metrics = Metrics()
     app = health_app(*build_worker(settings, metrics), metrics)
-    with listening("0.0.0.0", settings.metrics_port) as bound:  # noqa: S104  kubelet and Prometheus ask
-        _log.info("listening", port=bound.getsockname()[1])
-        config = uvicorn.Config(
-            app,
-            loop="uvloop",
-            http="httptools",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=5,
-        )
-        uvicorn.Server(config).run(sockets=[bound])
+    serve(app, "0.0.0.0", settings.metrics_port, grace_seconds=5)  # noqa: S104  kubelet and Prometheus ask

@@ -29,8 +29,11 @@ def operator(
         raise WrongUsage("--data goes with --files only: a cluster keeps its Secrets and status")
     if files is not None and not files.is_dir():
         raise WrongUsage(f"there is no folder {files}")
+    from polaris.telemetry import configure_logging, configure_tracing
     from polaris_operator import main
 
+    configure_logging(settings.log_level)
+    configure_tracing("polaris-operator")
     if files is None:
         main.run_operator(settings)
     else:
@@ -54,8 +57,17 @@ def worker(*, settings: WorkerSettings) -> None:
 
 
 @with_settings(EmbedderSettings)
-def embedder(*, settings: EmbedderSettings) -> None:
+def embedder(
+    prepare: Annotated[
+        bool, typer.Option("--prepare", help="Make the model ready in the cache and end; for images.")
+    ] = False,
+    *,
+    settings: EmbedderSettings,
+) -> None:
     """Serve the local embedding model over HTTP."""
-    from polaris_service.embed import server
+    from polaris_service import embedder as program
 
-    server.run(settings)
+    if prepare:
+        program.prepare_model()
+    else:
+        program.run_embedder(settings)

@@ -1,0 +1,48 @@
+"""One way to serve an application over HTTP, for the service, the worker's probes and the embedder."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
+
+import uvicorn
+
+from polaris.telemetry import logger
+
+# Below the 60 s that a pod is given to end.
+_GRACE_SECONDS = 25
+
+Application: TypeAlias = Callable[..., Awaitable[Any]]
+
+_log = logger(__name__)
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """Return a socket that listens; port 0 takes any free one. Raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+        bound.listen(1024)
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
+def serve(app: Application, host: str, port: int, *, grace_seconds: int = _GRACE_SECONDS) -> None:
+    """Serve until SIGTERM or SIGINT; what is in flight is finished first."""
+    with listening(host, port) as bound:
+        _log.info("listening", host=host, port=bound.getsockname()[1])
+        config = uvicorn.Config(
+            app,
+            loop="uvloop",
+            http="httptools",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=grace_seconds,
+        )
+        uvicorn.Server(config).run(sockets=[bound])
