@@ -295,8 +295,17 @@ class Database:
     @contextlib.asynccontextmanager
     async def transaction(self, kind: str) -> AsyncIterator[Connection]:
         """Lend a connection in a transaction, which commits where the block ends without an error."""
-        async with self.connection(kind) as connection, connection.transaction():
-            yield connection
+        async with self.connection(kind) as connection:
+            transaction = connection.transaction()
+            await transaction.start()
+            try:
+                yield connection
+            except BaseException:
+                # What went wrong counts, not that a broken connection cannot be rolled back.
+                with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+                    await transaction.rollback()
+                raise
+            await transaction.commit()
 
     async def _acquire(self, kind: str) -> tuple[_Bound, Connection]:
         while True:
@@ -320,6 +329,8 @@ class Database:
             self._metrics.sql_errors.labels(kind, type(error).__name__).inc()
             return error
         self._metrics.sql_errors.labels(kind, type(made).__name__).inc()
+        # Not the driver's message: it may quote what a caller sent.
+        _log.warning("database failed", kind=kind, error=type(error).__name__, why=str(made))
         if isinstance(made, LoginRefused):
             self._look_now.set()
         return made

@@ -14,41 +14,41 @@ FAILED = Sql("(a.failed_sequence >= d.sequence AND a.sequence < d.sequence)")
 SEARCHABLE = Sql("(a.sequence >= d.sequence)")
 STATES = {"pending": PENDING, "failed": FAILED, "searchable": SEARCHABLE}
 
-GENERATIONS = Sql("SELECT number, state FROM polaris.generations WHERE index_id = $1 ORDER BY number")
-STATE = Sql("SELECT state FROM polaris.generations WHERE index_id = $1 AND number = $2")
+GENERATIONS = "SELECT number, state FROM polaris.generations WHERE index_id = $1 ORDER BY number"
+STATE = "SELECT state FROM polaris.generations WHERE index_id = $1 AND number = $2"
 
 
 @dataclass(frozen=True)
 class Statements:
     """Statements of one index and one of its generations."""
 
-    reserve: Sql
+    reserve: str
     """$1 ids: make the rows that are missing, as tombstones of version 0 that no commit leaves so."""
-    lock: Sql
+    lock: str
     """$1 ids: the documents' rows, locked."""
-    write: Sql
+    write: str
     """Draw sequences from the clock, in the order of commits, and write documents and versions."""
-    touch: Sql
+    touch: str
     """$1 document: draw a sequence for a document that does not change, so that it is behind again."""
-    state_of: Sql
+    state_of: str
     """$1 document: its row in applied."""
-    forgive: Sql
+    forgive: str
     """$1 document: begin its tries anew."""
-    reserve_applied: Sql
+    reserve_applied: str
     """$1 documents: make and lock their rows in applied."""
-    lock_chunks: Sql
+    lock_chunks: str
     """Fails at once while a build of the index holds the table."""
-    remove_chunks: Sql
+    remove_chunks: str
     """$1 documents: remove their chunks."""
-    mark_applied: Sql
+    mark_applied: str
     """$1 documents, $2 versions, $3 sequences, $4 numbers of chunks: they are applied."""
-    remove_versions: Sql
+    remove_versions: str
     """$1 document: remove all of its versions."""
-    bury: Sql
+    bury: str
     """$1 document, $2 version: draw a sequence and leave nothing but a tombstone."""
-    get: Sql
+    get: str
     """$1 id, $2 version or NULL for the present one."""
-    any_chunk: Sql
+    any_chunk: str
     """Whether the generation has any chunk."""
 
 
@@ -61,6 +61,11 @@ def _tables(schema: str, generation: int) -> dict[str, Sql | int]:
         "applied": identifier(schema, names.applied_table(generation)),
         "pending": PENDING,
     }
+
+
+def _text(template: str, tables: dict[str, Sql | int]) -> str:
+    """Compose a statement, as the plain string that asyncpg insists on."""
+    return str(compose(template, **tables))
 
 
 _RESERVE = """
@@ -144,8 +149,8 @@ def statements(schema: str, generation: int) -> Statements:
     """Return the statements of an index's documents and of one of its generations."""
     tables = _tables(schema, generation)
 
-    def made(template: str) -> Sql:
-        return compose(template, **tables)
+    def made(template: str) -> str:
+        return _text(template, tables)
 
     return Statements(
         reserve=made(_RESERVE),
@@ -166,10 +171,10 @@ def statements(schema: str, generation: int) -> Statements:
 
 
 @lru_cache(maxsize=1024)
-def listing(schema: str, generation: int, state: str | None) -> Sql:
+def listing(schema: str, generation: int, state: str | None) -> str:
     """Return the statement of a page: $1 after, $2 limit."""
     condition = STATES[state] if state else Sql("true")
-    return compose(_LIST, condition=condition, **_tables(schema, generation))
+    return _text(_LIST, {"condition": condition, **_tables(schema, generation)})
 
 
 # --- what a worker does (behind) ---------------------------------------------------------------
@@ -179,29 +184,29 @@ def listing(schema: str, generation: int, state: str | None) -> Sql:
 class WorkStatements:
     """Statements by which a worker brings a generation level."""
 
-    head: Sql
+    head: str
     """$1 index, $2 generation: how far the clock and the generation are."""
-    missing: Sql
+    missing: str
     """$1 sequence, $2 limit: make rows in applied for documents above the sequence."""
-    claim: Sql
+    claim: str
     """$1 sequence, $2 limit: lock documents that are behind, those that others hold left out."""
-    claim_one: Sql
+    claim_one: str
     """$1 document: lock it if it is behind."""
-    texts: Sql
+    texts: str
     """$1 documents, $2 versions, $3 bytes: their versions, in order, the first and as many as fit."""
-    known: Sql
+    known: str
     """$1 documents: vectors that they have, by the hash of what was embedded."""
-    fail: Sql
+    fail: str
     """$1 document, $2 tries, $3 error, $4 failed sequence, $5 seconds until the next try or NULL."""
-    tries: Sql
+    tries: str
     """$1 document: its row in applied, locked."""
-    raise_low_water: Sql
+    raise_low_water: str
     """$1 index, $2 generation: everything below the first document that is behind is settled."""
-    next_try: Sql
+    next_try: str
     """$1 sequence: seconds until a document above it may be tried again."""
-    many_behind: Sql
+    many_behind: str
     """$1 sequence, $2 limit: how many documents are behind, counted up to the limit."""
-    few_chunks: Sql
+    few_chunks: str
     """$1 limit: whether the table has fewer chunks."""
 
 
@@ -279,19 +284,23 @@ SELECT count(*) < $1 FROM (SELECT FROM {chunks} LIMIT $1) AS few
 def work_statements(schema: str, generation: int) -> WorkStatements:
     """Return the statements by which a worker brings one generation of an index level."""
     tables = _tables(schema, generation)
+
+    def made(template: str) -> str:
+        return _text(template, tables)
+
     return WorkStatements(
-        head=compose(_HEAD, **tables),
-        missing=compose(_MISSING, **tables),
-        claim=compose(_CLAIM, **tables),
-        claim_one=compose(_CLAIM_ONE, **tables),
-        texts=compose(_TEXTS, **tables),
-        known=compose(_KNOWN, **tables),
-        fail=compose(_FAIL, **tables),
-        tries=compose(_TRIES, **tables),
-        raise_low_water=compose(_RAISE_LOW_WATER, **tables),
-        next_try=compose(_NEXT_TRY, **tables),
-        many_behind=compose(_MANY_BEHIND, **tables),
-        few_chunks=compose(_FEW_CHUNKS, **tables),
+        head=made(_HEAD),
+        missing=made(_MISSING),
+        claim=made(_CLAIM),
+        claim_one=made(_CLAIM_ONE),
+        texts=made(_TEXTS),
+        known=made(_KNOWN),
+        fail=made(_FAIL),
+        tries=made(_TRIES),
+        raise_low_water=made(_RAISE_LOW_WATER),
+        next_try=made(_NEXT_TRY),
+        many_behind=made(_MANY_BEHIND),
+        few_chunks=made(_FEW_CHUNKS),
     )
 
 
@@ -300,14 +309,12 @@ def work_statements(schema: str, generation: int) -> WorkStatements:
 # Rows beyond which they are estimated from PostgreSQL's statistics: counting a million takes 60 ms.
 EXACT_COUNTS = 1_000_000
 
-_ESTIMATES = """
+ESTIMATES = """
 SELECT greatest(0, max(c.reltuples) FILTER (WHERE c.relname = $2))::bigint AS documents,
   greatest(0, max(c.reltuples) FILTER (WHERE c.relname = $3))::bigint AS chunks
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = $1 AND c.relname IN ($2, $3)
 """
-ESTIMATES = Sql(_ESTIMATES)
-
 _COUNTS = """
 SELECT
   CASE WHEN $1 THEN (SELECT count(*) FROM {documents} WHERE NOT deleted) END AS documents,
@@ -321,6 +328,6 @@ SELECT
 
 
 @lru_cache(maxsize=1024)
-def counts(schema: str, generation: int) -> Sql:
+def counts(schema: str, generation: int) -> str:
     """Return the statement that counts: $1 documents exactly?, $2 chunks exactly?, $3 low water."""
-    return compose(_COUNTS, **_tables(schema, generation))
+    return _text(_COUNTS, _tables(schema, generation))
