@@ -24,7 +24,7 @@ def registry(objects: KubernetesObjects, add: Callable[[Key], None]) -> kopf.Ope
     made = kopf.OperatorRegistry()
     for kind, plural in PLURALS.items():
         kopf.on.event(API_GROUP, API_VERSION, plural, registry=made, id=kind)(_handler(kind, objects, add))
-    kopf.on.login(registry=made)(kopf.login_via_client)
+    kopf.on.login(registry=made)(lambda **_: _connection(objects))
     return made
 
 
@@ -35,6 +35,23 @@ def _handler(kind: Kind, objects: KubernetesObjects, add: Callable[[Key], None])
             add(key)
 
     return seen
+
+
+def _connection(objects: KubernetesObjects) -> kopf.ConnectionInfo:
+    """Return the same way to the API server that everything else here takes; asked again after a 401."""
+    found = objects.configuration
+    scheme, _, token = (found.get_api_key_with_prefix("BearerToken") or "").rpartition(" ")
+    return kopf.ConnectionInfo(
+        server=found.host,
+        ca_path=found.ssl_ca_cert,
+        insecure=not found.verify_ssl,
+        username=found.username or None,
+        password=found.password or None,
+        scheme=scheme or None,
+        token=token or None,
+        certificate_path=found.cert_file,
+        private_key_path=found.key_file,
+    )
 
 
 def settings() -> kopf.OperatorSettings:

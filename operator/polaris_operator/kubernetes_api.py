@@ -14,9 +14,11 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -52,12 +54,22 @@ _MANAGER = "polaris-operator"
 _MESSAGE_BYTES = 1024
 
 
-def load_configuration() -> Configuration:
-    """Return how to reach the API server: KUBECONFIG, else what a pod is given."""
+def load_configuration(kubeconfig: str = "") -> Configuration:
+    """Return how to reach the API server: by a kubeconfig, else by what a pod is given.
+
+    Where neither is there, the kubeconfig at its usual place is taken.
+    """
     configuration = Configuration()
+    load: Any = kubernetes.config  # Untyped.
     try:
-        kubernetes.config.load_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
-    except kubernetes.config.ConfigException as error:
+        if kubeconfig:
+            load.load_kube_config(kubeconfig, client_configuration=configuration)
+        elif os.environ.get("KUBERNETES_SERVICE_HOST"):
+            load.load_incluster_config(client_configuration=configuration)
+        else:
+            usual = str(Path("~/.kube/config").expanduser())
+            load.load_kube_config(usual, client_configuration=configuration)
+    except load.ConfigException as error:
         raise ClusterUnavailable(f"no cluster is configured: {error}") from None
     # One connection that was closed under us is no reason to fail; more is for the queue.
     configuration.retries = urllib3.Retry(connect=1, read=0, redirect=0, other=0)
@@ -70,6 +82,7 @@ class KubernetesObjects:
     def __init__(
         self, configuration: Configuration, namespaces: Sequence[str] = (), installation: str = ""
     ) -> None:
+        self.configuration = configuration
         self._client = ApiClient(configuration)
         self._namespaces = tuple(namespaces)
         self._installation = installation

@@ -117,11 +117,11 @@ class Operator:
             self.queue.done(key, None if again is None else again * random.uniform(0.9, 1.0))  # noqa: S311
 
 
-def run_operator(settings: OperatorSettings) -> None:
+def run_operator(settings: OperatorSettings, kubeconfig: str = "") -> None:
     """Reconcile the objects of a cluster until SIGTERM or Ctrl-C."""
     with _until_told() as stop:
         namespaces = [name.strip() for name in settings.watch_namespaces.split(",") if name.strip()]
-        objects = KubernetesObjects(load_configuration(), namespaces, settings.installation)
+        objects = KubernetesObjects(load_configuration(kubeconfig), namespaces, settings.installation)
         cluster = _Cluster(objects, namespaces, stop)
         with probes.serving(settings.metrics_port, live=cluster.alive, ready=objects.complete):
             if _patiently(lambda: objects.installation, stop) is None:
@@ -231,7 +231,7 @@ def main() -> None:
     settings = OperatorSettings.load(os.environ)
     configure_logging(settings.log_level)
     configure_tracing("polaris-operator")
-    run_operator(settings)
+    run_operator(settings, os.environ.get("KUBECONFIG", ""))
 
 
 if __name__ == "__main__":
