@@ -61,8 +61,8 @@ class Rig:
         )
         return self
 
-    async def __aexit__(self, *exception: object) -> None:
-        await self._stack.__aexit__(*exception)
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
 
     # --- requests ---
 
