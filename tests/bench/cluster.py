@@ -18,7 +18,16 @@ from typing import Any, Self
 import httpx
 import psutil
 
-from bench.local import SERVER_SETTINGS, BenchError, database_manifest, grant, program, wait_for, worker
+from bench.local import (
+    SERVER_SETTINGS,
+    BenchError,
+    database_manifest,
+    grant,
+    program,
+    telling_last_words,
+    wait_for,
+    worker,
+)
 from kube.cluster import Cluster
 from mission.system import MountedSecret, condition, get, installed_chart
 from parts.servers import Database, make_database, open_folder, run
@@ -187,7 +196,9 @@ def running(resync_seconds: float) -> Iterator[Clustered]:
             POLARIS_METRICS_PORT=str(port),
             POLARIS_RESYNC_SECONDS=str(resync_seconds),
         )
-        for process in (operator, worker(folder, mounted.folder)):
+        processes = (operator, worker(folder, mounted.folder))
+        stack.enter_context(telling_last_words(processes))
+        for process in processes:
             stack.callback(process.stop)
             process.start()
         manifest = database_manifest(database, NAMESPACE)

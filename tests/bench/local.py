@@ -7,9 +7,9 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
@@ -173,7 +173,8 @@ class Local:
     service: Service
     folder: Path
     manifests: Path
-    pids: Mapping[str, Callable[[], int | None]] = field(default_factory=dict)
+    programs: Mapping[str, Process]
+    """By their names; whoever profiles one asks for its pid here."""
 
     @contextmanager
     def cursor(self) -> Iterator[psycopg2.extensions.cursor]:
@@ -239,14 +240,27 @@ def running() -> Iterator[Local]:
                 POLARIS_DATABASE_SECRET=str(_secret(data, "polaris-query")),
             ),
         ]
+        stack.enter_context(telling_last_words(processes))
         for process in processes:
             stack.callback(process.stop)
             process.start()
         wait_for("the service", lambda: _lives(processes) and service.serves("/livez"))
-        yield Local(database, server, service, folder, manifests)
+        by_name = {process.name: process for process in processes}
+        yield Local(database, server, service, folder, manifests, by_name)
 
 
-def _lives(processes: list[Process]) -> bool:
+@contextmanager
+def telling_last_words(processes: Sequence[Process]) -> Iterator[None]:
+    """Add to an error what the programs complained about: their logs go with their folder."""
+    try:
+        yield
+    except Exception as error:
+        for process in processes:
+            error.add_note(f"{process.name}: {process.last_words()}")
+        raise
+
+
+def _lives(processes: Sequence[Process]) -> bool:
     for process in processes:
         if process.poll() is not None:
             raise Unavailable(f"{process.name} ended: {process.last_words()}")
