@@ -14,6 +14,7 @@ from typing import Any
 import asyncpg
 import numpy as np
 import pytest
+import trustme
 
 from polaris.errors import DatabaseUnavailable, DeadlineExceeded, Overloaded
 from polaris_cli.up.postgres import LocalPostgres
@@ -23,6 +24,7 @@ from polaris_service.login import Login, read_login
 from polaris_service.metrics import Metrics
 from service.made import Made, Secret, made_in
 from service.rig import Rig, until
+from service.tls_end import tls_end
 
 pytestmark = [pytest.mark.postgres, pytest.mark.anyio]
 
@@ -111,6 +113,39 @@ def test_each_mode_of_tls_checks_what_it_says() -> None:
     full, require = context("verify-full"), context("require")
     assert (full.verify_mode, full.check_hostname) == (ssl.CERT_REQUIRED, True)
     assert (require.verify_mode, require.check_hostname) == (ssl.CERT_NONE, False)
+
+
+@pytest.mark.parametrize(
+    ("mode", "host", "authority", "works"),
+    [
+        ("verify-full", "localhost", "its own", True),
+        ("verify-full", "localhost", "another", False),
+        ("verify-full", "localhost", "", False),
+        ("verify-full", "127.0.0.1", "its own", False),  # not in the certificate
+        ("require", "127.0.0.1", "", True),
+        ("disable", "127.0.0.1", "", False),  # this end speaks TLS only
+    ],
+)
+async def test_a_server_is_only_believed_as_the_mode_says(
+    own: Made, mode: str, host: str, authority: str, works: bool
+) -> None:
+    ours, another = trustme.CA(), trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    ours.issue_cert("localhost").configure_cert(context)
+    certificates = {"its own": ours, "another": another}
+    server = own.database.server
+    async with tls_end(server.host, server.port, context) as port:
+        values = {key.name: key.read_text() for key in own.folder("query").iterdir() if key.is_file()}
+        values |= {"host": host, "port": str(port), "sslmode": mode}
+        if authority:
+            values["ca.crt"] = certificates[authority].cert_pem.bytes().decode()
+        own.secrets["query"].write(values)
+        async with started(own.connect()) as database:
+            assert (database.problem is None) is works, database.problem
+            if works:
+                assert await answers(database) == own.logins["query"]
+            else:
+                assert "not reachable" in str(database.problem)
 
 
 # --- life with a login ---
