@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -35,7 +36,7 @@ def operator(
     configure_logging(settings.log_level)
     configure_tracing("polaris-operator")
     if files is None:
-        main.run_operator(settings)
+        main.run_operator(settings, os.environ.get("KUBECONFIG", ""))
     else:
         main.run_folder(settings, files, data or Path(".polaris"))
 
