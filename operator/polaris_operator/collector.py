@@ -34,7 +34,7 @@ def collect(_: Resource, doors: Doors, now: datetime) -> float | None:
         rows = gather_own(connection, doors.process.installation)
     resisting = False
     for row in rows:
-        if is_orphan(row, doors.objects):
+        if _is_orphan(row, doors.objects):
             try:
                 _collect(row, doors, now)
             except PolarisError as error:
@@ -43,16 +43,23 @@ def collect(_: Resource, doors: Doors, now: datetime) -> float | None:
     return _RETRY_SECONDS if resisting else None
 
 
-def is_orphan(row: IndexRow, objects: Objects) -> bool:
-    """Whether the object that this row was made for is gone, as far as anybody can know."""
-    if row.state == "released" or not objects.watches(row.namespace) or not objects.complete():
+def is_orphan(row: IndexRow, found: Resource | None, *, known: bool) -> bool:
+    """Whether the object that this row was made for is gone.
+
+    `found` is the object of its name, and `known` whether there not being one means anything.
+    """
+    if row.state == "released" or not known:
         return False
-    found = objects.get(Key("PolarisIndex", row.namespace, row.name))
     if found is None:
         return True
     # A new object of the name (of the same uid even, in a folder) takes up what the old one left, but
     # not what is being removed.
     return row.state == "deleting" and found.deleted_at is None
+
+
+def _is_orphan(row: IndexRow, objects: Objects) -> bool:
+    known = objects.watches(row.namespace) and objects.complete()
+    return is_orphan(row, objects.get(Key("PolarisIndex", row.namespace, row.name)), known=known)
 
 
 def _collect(row: IndexRow, doors: Doors, now: datetime) -> None:

@@ -54,6 +54,7 @@ class Index:
             own.withheld,
             own.blocked or logins.blocked,
             min(waits, default=None),
+            own.aside,
         )
 
     def status(

@@ -48,6 +48,8 @@ SECONDS = Histogram("polaris_operator_pass_seconds", "Time of a pass over an obj
 # What is made first decides what can be seen next: a catalog, then its roles, then its logins.
 _ROUNDS = 10
 _VAULT_SECONDS = 10.0
+# What nothing waits for is tried again after so long.
+_ASIDE_SECONDS = 30.0
 
 
 class Side(Protocol[S_contra, W]):
@@ -217,9 +219,27 @@ class Reconciler:
             plan = replace(plan, blocked=plan.blocked or shared.blocked_by(failure))
             again = min(again or _VAULT_SECONDS, _VAULT_SECONDS)
         settled = _Settled(resource, world, again)
-        if not settled.gone:
-            self._write(resource, shared.plain(side.status(resource, spec, world, plan, now)))
-        return settled
+        if settled.gone:
+            return settled
+        resource = self._write(resource, shared.plain(side.status(resource, spec, world, plan, now)))
+        if not plan.aside:
+            return settled
+        return self._aside(side, resource, spec, doors, plan) or replace(settled, again=_ASIDE_SECONDS)
+
+    def _aside(
+        self, side: Side[S, W], resource: Resource, spec: S, doors: Doors, plan: Plan
+    ) -> _Settled[W] | None:
+        """Do what nothing waits for, and report again; None where it can't be done now."""
+        try:
+            resource = apply(plan.aside, doors, resource)
+        except PolarisError as error:
+            log.warning("put off", object=str(resource.key), error=str(error))
+            return None
+        now = datetime.now(UTC)
+        world = side.gather(resource, spec, doors, now)
+        plan = side.plan(resource, spec, world, now)
+        self._write(resource, shared.plain(side.status(resource, spec, world, plan, now)))
+        return _Settled(resource, world, plan.look_again_seconds)
 
     # Objects that are gone, or on their way
 
@@ -263,13 +283,14 @@ class Reconciler:
             return  # It is looked at again in a moment; what it says still holds.
         self._write(present, shared.interrupted(present, shared.blocked_by(error), now))
 
-    def _write(self, resource: Resource, status: dict[str, Any]) -> None:
+    def _write(self, resource: Resource, status: dict[str, Any]) -> Resource:
         if status == resource.status:
-            return
+            return resource
         before, after = (shared.condition(one, "Stalled") for one in (resource.status, status))
-        self._objects.write_status(resource, status)
+        written = self._objects.write_status(resource, status)
         if after and after.get("reason") != before.get("reason"):
             self._objects.event(resource, after["reason"], after["message"], warning=True)
+        return written
 
 
 def _passing(error: PolarisError) -> bool:

@@ -198,6 +198,9 @@ class Plan:
     blocked: Blocked | None = None
     look_again_seconds: float | None = None
     """When something is due (a rotation, a build's progress, a retry); None: at the next resync."""
+    aside: tuple[Step, ...] = ()
+    """What everything is as it should be without (dropping what no query uses, measuring): carried out
+    after the status was written, and where it fails, only logged and tried again later."""
 
 
 def statements(action: Action) -> str:

@@ -25,7 +25,7 @@ from polaris.status import (
 from polaris_operator.conditions import credentials, shared
 from polaris_operator.conditions.shared import Said
 from polaris_operator.objects import Resource
-from polaris_operator.plan.index import is_housekeeping, wanted_logins
+from polaris_operator.plan.index import wanted_logins
 from polaris_operator.plan.ownership import is_own
 from polaris_operator.steps import Plan, Step, statements
 from polaris_operator.world.credentials import Wanted
@@ -43,18 +43,12 @@ def index_status(
     What is left to be done about logins is not in that plan.
     """
     world, wanted = facts.index, wanted_logins(resource, spec, facts.index)
-    pending = Plan(
-        tuple(step for step in plan.steps if not is_housekeeping(step)),
-        plan.withheld,
-        plan.blocked,
-        plan.look_again_seconds,
-    )
     said = [
-        ready(resource, spec, facts, pending, now),
+        ready(resource, spec, facts, plan, now),
         serving(resource, world),
         fresh(wanted, facts, now),
         recall_met(resource, spec, world),
-        *shared.progress(pending),
+        *shared.progress(plan),
     ]
     ours = is_own(resource, world)
     return IndexStatus(

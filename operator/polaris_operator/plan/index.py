@@ -23,7 +23,7 @@ from polaris_operator.plan.deletion import plan_deletion
 from polaris_operator.plan.indexes import LOOK_AGAIN_SECONDS, Progress
 from polaris_operator.plan.naming import naming, tell
 from polaris_operator.plan.vector_index import json_literal, set_generation
-from polaris_operator.steps import Blocked, ExecuteAlone, Plan, SetFinalizer, Step
+from polaris_operator.steps import Blocked, Plan, SetFinalizer, Step
 from polaris_operator.world.credentials import Wanted
 from polaris_operator.world.index import IndexWorld
 
@@ -83,9 +83,8 @@ def _plan(case: _Case, always: tuple[Step, ...], claim: tuple[Step, ...]) -> Pla
     steps = (*claim, *progress.steps)
     blocked = progress.blocked or decision.blocked
     if case.spec.suspend:
-        withheld = tuple(step for step in steps if not is_housekeeping(step))
-        return Plan(always, (*withheld, *shown), _suspended(withheld, blocked), progress.look_again_seconds)
-    return Plan((*always, *steps), shown, blocked, progress.look_again_seconds)
+        return Plan(always, (*steps, *shown), _suspended(steps, blocked), progress.look_again_seconds)
+    return Plan((*always, *steps), shown, blocked, progress.look_again_seconds, progress.aside)
 
 
 def wanted_logins(resource: Resource, spec: PolarisIndexSpec, world: IndexWorld) -> tuple[Wanted, ...]:
@@ -184,7 +183,8 @@ def _converge_indexes(case: _Case, first: list[Step]) -> Progress:
             return Progress(tuple(steps), part.blocked, part.look_again_seconds)
     left = indexes.leftovers(aim, kept, case.now)
     measured = [] if settled.steps else recall.steps(aim, case.now)
-    return Progress((*steps, *_point(case, aim), *left.steps, *measured), None, left.look_again_seconds)
+    aside = (*left.steps, *measured)
+    return Progress((*steps, *_point(case, aim)), None, left.look_again_seconds, aside)
 
 
 def _attributes(aim: Aim, now: datetime) -> Progress:
@@ -264,13 +264,6 @@ def _write_spec(resource: Resource, aim: Aim) -> Sql:
 # --- drift that is only reported, and suspension -------------------------------------------------
 
 
-def is_housekeeping(step: Step) -> bool:
-    """Whether the spec is true without it: measuring, and dropping what no query uses."""
-    return step.reason == Reason.NOT_MEASURED or (
-        step.reason == Reason.INDEX_REPLACED and isinstance(step.action, ExecuteAlone)
-    )
-
-
 def _drift(case: _Case) -> tuple[Step, ...]:
     """Return what would repair the spec that was made true; nothing for one that never was."""
     if case.aim.made is None:
@@ -307,4 +300,4 @@ def _suspended(withheld: tuple[Step, ...], blocked: Blocked | None) -> Blocked |
     return Blocked(Reason.SUSPENDED, message, stalled=True)
 
 
-__all__ = ["is_housekeeping", "plan_index", "wanted_logins"]
+__all__ = ["plan_index", "wanted_logins"]

@@ -61,6 +61,8 @@ class Progress:
     steps: tuple[Step, ...] = ()
     blocked: Blocked | None = None
     look_again_seconds: float | None = None
+    aside: tuple[Step, ...] = ()
+    """What nothing waits for."""
 
 
 def standing(aim: Aim, wanted: Wanted) -> Standing:
