@@ -63,8 +63,11 @@ def _tls(configuration: Configuration) -> ssl.SSLContext | bool:
 class KubernetesPolicy:
     """Believes the API server, and each of its answers for `seconds`."""
 
-    def __init__(self, audiences: Sequence[str], seconds: float) -> None:
+    def __init__(
+        self, audiences: Sequence[str], seconds: float, environment: Mapping[str, str] = os.environ
+    ) -> None:
         self._audiences = tuple(audiences)
+        self._environment = environment
         self._callers: Answers[Caller | None] = Answers(
             _CACHED, lambda caller: seconds if caller else min(seconds, _NO_SECONDS)
         )
@@ -158,7 +161,7 @@ class KubernetesPolicy:
     async def _door(self) -> tuple[httpx.AsyncClient, Configuration]:
         if self._client is None or self._configuration is None:
             try:
-                configuration = await asyncio.to_thread(_configuration, os.environ)
+                configuration = await asyncio.to_thread(_configuration, self._environment)
                 self._client = httpx.AsyncClient(
                     base_url=configuration.host, verify=_tls(configuration), timeout=_SECONDS, trust_env=False
                 )

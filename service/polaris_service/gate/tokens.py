@@ -71,7 +71,8 @@ class _File(BaseModel):
 def parse_tokens(text: str) -> dict[str, Token]:
     """Return the tokens of a file by their hash; raise InvalidInput that names what is wrong."""
     try:
-        entries = _File.model_validate(yaml.safe_load(text) or {}).tokens
+        content = yaml.safe_load(text)
+        entries = _File.model_validate({} if content is None else content).tokens
     except yaml.YAMLError as error:
         raise InvalidInput(f"the file of tokens is not YAML: {error}") from None
     except ValidationError as error:
