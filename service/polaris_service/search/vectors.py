@@ -14,6 +14,8 @@ from polaris.spec import Embedding, Metric, VectorType
 
 Vector: TypeAlias = "npt.NDArray[np.float32]"
 """One dimension, native float32."""
+Held: TypeAlias = "npt.NDArray[np.float16] | Vector"
+"""As PostgreSQL holds it."""
 
 # pgvector sums squares in float32: beyond these a distance is infinite or not a number.
 _LARGEST = float(np.finfo(np.float32).max)
@@ -72,24 +74,27 @@ def check(vector: Vector, embedding: Embedding) -> str | None:
     """
     if vector.shape != (embedding.dimension,):
         return f"has {vector.size} dimensions, the index has {embedding.dimension}"
+    with np.errstate(over="ignore", under="ignore"):
+        held = vector.astype(np.float16) if embedding.type == VectorType.HALFVEC else vector
+    wide = held.astype(np.float64)
+    square = float(np.dot(wide, wide))
+    # An entry that is not finite makes the sum so: one comparison is all that a right vector costs.
+    if _SMALLEST <= square <= _LARGEST:
+        return None
+    return _why_not(vector, held, square, embedding.metric)
+
+
+def _why_not(vector: Vector, held: Held, square: float, metric: Metric) -> str | None:
     finite = np.isfinite(vector)
     if not finite.all():
         return f"entry {int(np.argmin(finite))} is not a finite number of float32"
-    with np.errstate(over="ignore", under="ignore"):
-        held = vector.astype(np.float16) if embedding.type == VectorType.HALFVEC else vector
     if not np.isfinite(held).all():
         return "has an entry beyond 65504, the largest of a halfvec"
-    square = _squared_length(held)
     if square > _LARGEST:
         return "is too long: its squared length is beyond float32"
-    if embedding.metric == Metric.COSINE and square < _SMALLEST:
+    if metric == Metric.COSINE:
         return "is zero, and has no direction that cosine could compare"
     return None
-
-
-def _squared_length(held: npt.NDArray[np.float16] | Vector) -> float:
-    wide = held.astype(np.float64)
-    return float(np.dot(wide, wide))
 
 
 def score(distance: float, metric: Metric) -> float:
