@@ -196,7 +196,7 @@ class Credential(Base):
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
     installation_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("polaris.installations.id"))
     owner: Mapped[str]
-    """Who wants it: `database/namespace/name`, or `index/number`."""
+    """Who wants it: `database/installation/namespace/name`, `index/number`, or `operator/…`."""
     name: Mapped[str]
     """`query`, `worker`, or the name of an entry of `access`."""
     epoch: Mapped[int] = mapped_column(BigInteger)

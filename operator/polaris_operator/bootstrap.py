@@ -32,6 +32,7 @@ from polaris.sql import Sql, compose, identifier, literal
 OPERATOR = identifier(names.OPERATOR_ROLE)
 ISSUER = identifier(names.ISSUER_ROLE)
 VAULT_LOGIN = "polaris_vault"
+ADMIN_LOGIN = "polaris_admin"
 VAULT_OPERATOR_ROLE = "polaris-operator"
 VAULT_POLICY = "polaris-operator"
 
@@ -143,6 +144,17 @@ def statements(database: str, *, vault: bool = True, vault_password: str | None 
         for grant in Grant
         if vault or grant not in NEEDED_WITH_VAULT_ONLY
         for statement in grant_statements(grant, database, vault_password)
+    )
+
+
+def admin_login_statements() -> tuple[Sql, ...]:
+    """Return the statements that make the login for `credentials.secretRef`, where there is no Vault."""
+    login = identifier(ADMIN_LOGIN)
+    password = literal(PASSWORD_PLACE)
+    create = compose("CREATE ROLE {role} LOGIN PASSWORD {password}", role=login, password=password)
+    return (
+        _unless_exists(ADMIN_LOGIN, create),
+        compose("GRANT {operator} TO {login}", operator=OPERATOR, login=login),
     )
 
 
@@ -271,7 +283,8 @@ def _quoted(text: str) -> str:
 
 def parts(platform: Platform, setup: VaultSetup, *, vault: bool = True) -> tuple[Part, ...]:
     """Return all that administrators of this platform run once, in order."""
-    sql = script(statements(setup.database, vault=vault))
+    wanted = statements(setup.database, vault=vault)
+    sql = script(wanted if vault else (*wanted, *admin_login_statements()))
     database = _DATABASE_PARTS[platform](setup.database, sql)
     if not vault:
         return database

@@ -428,6 +428,7 @@ _REFUSALS = (
 )
 # By SQLSTATE, or by its class (the first two characters).
 _BY_STATE: dict[str, Callable[[str], PolarisError]] = {
+    "23505": Conflict,  # unique_violation: somebody else was first
     "55P03": Conflict,  # lock_not_available
     "55006": Conflict,  # object_in_use
     "40": Conflict,  # serialization failures, deadlocks

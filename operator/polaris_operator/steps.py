@@ -115,7 +115,7 @@ class IssueLogin:
     """Issue a login and publish it in a Secret: ledger row, Vault (or CREATE ROLE), ledger, Secret."""
 
     owner: str
-    """`database/namespace/name` or `index/number`, as in the ledger."""
+    """`database/installation/namespace/name` or `index/number`, as in the ledger."""
     name: str
     """query, worker, or the name of an entry of `access`."""
     epoch: int

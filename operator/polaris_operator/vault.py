@@ -94,7 +94,7 @@ class TokenMethod:
     def log_in(self, client: hvac.Client) -> timedelta:
         """Use the token, and return what is left of it."""
         client.token = self.token
-        if client.auth.token.lookup_self()["data"]["renewable"]:
+        if client.auth.token.lookup_self()["data"].get("renewable"):  # A root token says nothing.
             with contextlib.suppress(hvac.exceptions.Forbidden, hvac.exceptions.InvalidRequest):
                 client.auth.token.renew_self()
         return _lifetime(client.auth.token.lookup_self()["data"]["ttl"])

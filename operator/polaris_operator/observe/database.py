@@ -125,9 +125,8 @@ def gather_database(
     if catalog is None or fence is None or in_the_way(spec, world) is not None:
         return world
     wanted = wanted_logins(resource.key, spec, catalog.id)
-    return replace(
-        world, credentials=gather_credentials(doors, resource, logins_owner(resource.key), wanted, now)
-    )
+    owner = logins_owner(resource.key, doors.process.installation)
+    return replace(world, credentials=gather_credentials(doors, resource, owner, wanted, now))
 
 
 def _missing(connection: Connection, vector: str | None, *, vault: bool) -> Iterator[Grant]:

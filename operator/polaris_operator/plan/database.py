@@ -131,9 +131,12 @@ def wanted_logins(key: Key, spec: PolarisDatabaseSpec, catalog: str) -> tuple[Wa
     )
 
 
-def logins_owner(key: Key) -> str:
-    """Return what the ledger calls the owner of the logins of service and workers."""
-    return f"database/{key.namespace}/{key.name}"
+def logins_owner(key: Key, installation: UUID) -> str:
+    """Return what the ledger calls the owner of the logins of service and workers.
+
+    Two clusters may use one database, each with a PolarisDatabase of the same name.
+    """
+    return f"database/{installation}/{key.namespace}/{key.name}"
 
 
 def own_owner(key: Key, installation: UUID) -> str:

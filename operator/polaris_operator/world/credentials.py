@@ -87,7 +87,7 @@ class CredentialsWorld:
     """All that decides what is to be done about the logins of one object."""
 
     owner: str
-    """`database/namespace/name` or `index/number`, as in the ledger."""
+    """`database/installation/namespace/name` or `index/number`, as in the ledger."""
     owner_uid: str
     """The uid of the object that owns the Secrets."""
     catalog: str
