@@ -23,6 +23,13 @@ def made(postgres: LocalPostgres) -> Iterator[Made]:
 
 
 @pytest.fixture
+def own(postgres: LocalPostgres) -> Iterator[Made]:
+    """A database of the test's own: what is done to its catalog and logins touches no other test."""
+    with made_in(postgres) as database:
+        yield database
+
+
+@pytest.fixture
 def index(made: Made, request: pytest.FixtureRequest) -> Index:
     """An index of the test's own."""
     return made.index(f"t{abs(hash(request.node.nodeid)):x}")

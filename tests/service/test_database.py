@@ -17,12 +17,11 @@ import pytest
 import trustme
 
 from polaris.errors import DatabaseUnavailable, DeadlineExceeded, Overloaded
-from polaris_cli.up.postgres import LocalPostgres
 from polaris_service import database as module
 from polaris_service.database import CatalogTooNew, Database, LoginRefused, NoDatabaseYet, Purpose, translate
 from polaris_service.login import Login, read_login
 from polaris_service.metrics import Metrics
-from service.made import Made, Secret, made_in
+from service.made import Made, Secret
 from service.rig import Rig, until
 from service.tls_end import tls_end
 
@@ -36,13 +35,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look at the folder, and report, more often than in life."""
     monkeypatch.setattr(module, "LOOK_SECONDS", 0.05)
     monkeypatch.setattr(module, "REPORT_SECONDS", 0.2)
-
-
-@pytest.fixture
-def own(postgres: LocalPostgres) -> Any:
-    """A catalog of the test's own: what is done to it touches no other test."""
-    with made_in(postgres) as database:
-        yield database
 
 
 @asynccontextmanager

@@ -122,7 +122,7 @@ def text(*entries: dict[str, Any]) -> str:
     ("content", "message"),
     [
         ("{", "not YAML"),
-        ("[]", "/"),
+        ("[]", "the file of tokens: "),
         ("tokens: {}", "/tokens"),
         (text(entry(sha256="abc")), "/tokens/0/sha256"),
         (text(entry(verbs=[])), "/tokens/0/verbs"),

@@ -78,7 +78,8 @@ def parse_tokens(text: str) -> dict[str, Token]:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         pointer = "".join(f"/{part}" for part in first["loc"])
-        raise InvalidInput(f"the file of tokens, {pointer}: {first['msg']}", pointer) from None
+        at = f", {pointer}" if pointer else ""
+        raise InvalidInput(f"the file of tokens{at}: {first['msg']}", pointer) from None
     for number, entry in enumerate(entries):
         for verb in entry.verbs:
             if verb not in _VERBS:
