@@ -29,7 +29,7 @@ from polaris_service.search.questions import Questions
 from polaris_service.search.requests import Limits
 from polaris_service.search.searcher import Searcher
 from polaris_service.serving import listening
-from search.world import Chunk, Document, Made, World, spec
+from search.world import Chunk, Document, SearchIndex, World, spec
 
 DIMENSION = 256
 
@@ -60,7 +60,7 @@ def vector(text: str) -> npt.NDArray[np.float32]:
     return made
 
 
-def fill(world: World, name: str, model: str = "test-model") -> Made:
+def fill(world: World, name: str, model: str = "test-model") -> SearchIndex:
     """Make an index of the library, one chunk a document."""
     made = world.make(name, spec(DIMENSION, model=model, attributes={"lang": "keyword"}))
     world.put(
@@ -134,7 +134,9 @@ async def service(
     world: World, generator: Generator, policy: OpenPolicy | None = None, **settings: Any
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the whole application behind a real server."""
-    of = ServiceSettings.model_validate({"auth": "none", "database_secret": str(world.folder), **settings})
+    of = ServiceSettings.model_validate(
+        {"auth": "none", "database_secret": str(world.folder("query")), **settings}
+    )
     made = build_parts(of)
     searcher = Searcher(made.database, made.indexes, Questions(embed), Limits.of(of))
     parts = replace(

@@ -22,7 +22,7 @@ from polaris_service.answer.prompt import NO_ANSWER
 from polaris_service.database import Database
 from polaris_service.search.dense import Hit
 from polaris_service.search.requests import Limits
-from search.world import Made, World, spec
+from search.world import SearchIndex, World, spec
 
 pytestmark = [pytest.mark.postgres, pytest.mark.anyio]
 
@@ -32,12 +32,12 @@ MOON = "What is the moon made of?"
 
 
 @pytest.fixture(scope="module")
-def made(answer_world: World) -> Made:
+def made(answer_world: World) -> SearchIndex:
     return fill(answer_world, "library")
 
 
 async def ask(
-    database: Database, made: Made, generator: Generator, question: str = PT, **more: Any
+    database: Database, made: SearchIndex, generator: Generator, question: str = PT, **more: Any
 ) -> Answer:
     writer, indexes = answerer(database, generator, seconds=60)
     index = await indexes.get(made.namespace, made.name)
@@ -66,7 +66,7 @@ def check(answer: Answer) -> None:
     ],
 )
 async def test_an_extractive_answer_cites_the_sentences_that_it_is_made_of(
-    database: Database, made: Made, question: str, document: str, begins: str
+    database: Database, made: SearchIndex, question: str, document: str, begins: str
 ) -> None:
     answer = await ask(database, made, Extractive(), question)
     assert answer.text.startswith(begins)
@@ -76,7 +76,7 @@ async def test_an_extractive_answer_cites_the_sentences_that_it_is_made_of(
     check(answer)
 
 
-async def test_a_filter_keeps_documents_out_of_answers(database: Database, made: Made) -> None:
+async def test_a_filter_keeps_documents_out_of_answers(database: Database, made: SearchIndex) -> None:
     answer = await ask(database, made, Extractive(), PT, filter={"eq": ["lang", "en"]})
     assert {citation.document for citation in answer.citations} <= {"faq/releases", "evil"}
 
@@ -84,7 +84,9 @@ async def test_a_filter_keeps_documents_out_of_answers(database: Database, made:
 # --- generated ---
 
 
-async def test_a_generated_answer_keeps_the_markers_of_what_was_given(database: Database, made: Made) -> None:
+async def test_a_generated_answer_keeps_the_markers_of_what_was_given(
+    database: Database, made: SearchIndex
+) -> None:
     scripted = Scripted(["Use apt ins", "tall [1", "]. O resto ", "é inventado [9]. E", " livre [2, 12]."])
     answer = await ask(database, made, scripted)
     assert answer.text == "Use apt install [1]. O resto é inventado. E livre [2]."
@@ -95,14 +97,14 @@ async def test_a_generated_answer_keeps_the_markers_of_what_was_given(database: 
 
 
 async def test_a_sentence_without_a_valid_citation_is_kept_without_one(
-    database: Database, made: Made
+    database: Database, made: SearchIndex
 ) -> None:
     answer = await ask(database, made, Scripted(["Nobody knows. Really [77]."]))
     assert (answer.text, answer.citations, answer.refused) == ("Nobody knows. Really.", (), False)
 
 
 async def test_the_generator_reads_passages_as_data_and_what_they_order_is_not_done(
-    database: Database, made: Made
+    database: Database, made: SearchIndex
 ) -> None:
     scripted = Scripted(["As ordered [7]."])
     answer = await ask(database, made, scripted, MOON)
@@ -112,7 +114,7 @@ async def test_the_generator_reads_passages_as_data_and_what_they_order_is_not_d
     assert answer.citations == ()
 
 
-async def test_what_is_shown_while_it_is_written_is_the_answer(database: Database, made: Made) -> None:
+async def test_what_is_shown_while_it_is_written_is_the_answer(database: Database, made: SearchIndex) -> None:
     writer, indexes = answerer(database, Scripted(["Use apt", " install [1] ", "[8]", "[1].", " Fim"]))
     index = await indexes.get(made.namespace, made.name)
     async with aclosing(writer.events(index, parse({"question": PT}, Limits()))) as stream:
@@ -125,7 +127,7 @@ async def test_what_is_shown_while_it_is_written_is_the_answer(database: Databas
 
 @pytest.mark.parametrize("pieces", [[NO_ANSWER], ["NO", " ANS", "WER."], [], ["  "]])
 async def test_a_generator_that_finds_no_answer_refuses(
-    database: Database, made: Made, pieces: list[str]
+    database: Database, made: SearchIndex, pieces: list[str]
 ) -> None:
     answer = await ask(database, made, Scripted(pieces))
     assert (answer.refused, answer.citations) == (True, ())
@@ -134,13 +136,13 @@ async def test_a_generator_that_finds_no_answer_refuses(
     assert answer.text == "Nothing in this index answers the question."
 
 
-async def test_an_endless_answer_is_cut(database: Database, made: Made) -> None:
+async def test_an_endless_answer_is_cut(database: Database, made: SearchIndex) -> None:
     answer = await ask(database, made, Scripted(["words and words " * 100] * 100))
     assert len(answer.text) < 40_000
     assert answer.degraded == ("answer-truncated",)
 
 
-async def test_a_real_wire_answers_with_citations(database: Database, made: Made) -> None:
+async def test_a_real_wire_answers_with_citations(database: Database, made: SearchIndex) -> None:
     with serving("openai") as double:
         double.behaviour.pieces = ["Use o comando ", "apt install [", "1] e mais [5", "5]."]
         remote = OpenAI(Remote(double.url, "m"))
@@ -152,7 +154,7 @@ async def test_a_real_wire_answers_with_citations(database: Database, made: Made
 
 
 async def test_a_real_model_never_makes_a_citation_that_does_not_verify(
-    database: Database, made: Made, llama_server: str, tmp_path: Any
+    database: Database, made: SearchIndex, llama_server: str, tmp_path: Any
 ) -> None:
     key = tmp_path / "key"
     key.write_text("secret-of-llama")
@@ -194,7 +196,7 @@ SCRAPS = st.sampled_from([*MARKERS, " ", ". ", "\n\n", "apt install", "pacote", 
 
 
 def test_whatever_is_generated_no_citation_leaves_that_the_stored_text_does_not_hold(
-    answer_world: World, made: Made
+    answer_world: World, made: SearchIndex
 ) -> None:
     with asyncio.Runner() as runner:
         database = answer_world.service()
@@ -259,7 +261,7 @@ async def test_an_empty_index_refuses(answer_world: World, database: Database) -
 # --- what goes wrong ---
 
 
-async def test_a_generator_that_hangs_is_ended_in_time(database: Database, made: Made) -> None:
+async def test_a_generator_that_hangs_is_ended_in_time(database: Database, made: SearchIndex) -> None:
     scripted = Scripted(["Use apt"], hang=True)
     writer, indexes = answerer(database, scripted, seconds=0.2)
     index = await indexes.get(made.namespace, made.name)
@@ -269,14 +271,16 @@ async def test_a_generator_that_hangs_is_ended_in_time(database: Database, made:
 
 
 async def test_a_generator_that_dies_half_way_leaves_no_half_an_answer(
-    database: Database, made: Made
+    database: Database, made: SearchIndex
 ) -> None:
     scripted = Scripted(["Use apt [1]."], error=GeneratorUnavailable("broke off"))
     with pytest.raises(GeneratorUnavailable, match="broke off"):
         await ask(database, made, scripted)
 
 
-async def test_an_answer_that_nobody_waits_for_ends_its_generator(database: Database, made: Made) -> None:
+async def test_an_answer_that_nobody_waits_for_ends_its_generator(
+    database: Database, made: SearchIndex
+) -> None:
     scripted = Scripted(["Use apt"], hang=True)
     asking = asyncio.create_task(ask(database, made, scripted))
     async with asyncio.timeout(5):
@@ -288,7 +292,7 @@ async def test_an_answer_that_nobody_waits_for_ends_its_generator(database: Data
     assert scripted.ended
 
 
-async def test_what_cannot_be_verified_is_not_answered(answer_world: World, made: Made) -> None:
+async def test_what_cannot_be_verified_is_not_answered(answer_world: World, made: SearchIndex) -> None:
     database = answer_world.service()
     await database.start()
 

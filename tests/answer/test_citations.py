@@ -46,7 +46,7 @@ def texts(cited: Cited) -> list[tuple[int, str]]:
             [(2, "O comando é apt install."), (1, "Debian is a free operating system.")],
         ),
         ("Nothing like it [3, 9].", "Nothing like it [3].", [(3, STORED[3])]),
-        ("Made up [9]. And [0] more [17][4].", "Made up. And more.", []),
+        ("SearchIndex up [9]. And [0] more [17][4].", "SearchIndex up. And more.", []),
         ("Both 【1】 and [^2].", "Both [1] and [2].", [(1, STORED[1]), (2, STORED[2])]),
         ("All [1-3].", "All [1][2][3].", [(n, STORED[n]) for n in (1, 2, 3)]),
         ("An array a[1] of b[x] and [ ].", "An array a[1] of b[x] and [ ].", [(1, STORED[1])]),

@@ -14,7 +14,7 @@ from answer.doubles import until
 from answer.library import TEXTS, ReadersOnly, Scripted, fill, service
 from polaris.errors import GeneratorRefused, GeneratorUnavailable
 from polaris_service.answer.extractive import Extractive
-from search.world import Made, World
+from search.world import SearchIndex, World
 
 pytestmark = [pytest.mark.postgres, pytest.mark.anyio]
 
@@ -22,12 +22,12 @@ PT = "Como instalo um pacote?"
 
 
 @pytest.fixture(scope="module")
-def made(answer_world: World) -> Made:
+def made(answer_world: World) -> SearchIndex:
     return fill(answer_world, "http")
 
 
 @pytest.fixture
-async def client(answer_world: World, made: Made) -> AsyncIterator[httpx.AsyncClient]:
+async def client(answer_world: World, made: SearchIndex) -> AsyncIterator[httpx.AsyncClient]:
     async with service(answer_world, Extractive()) as running:
         assert made.name == "http"
         yield running
@@ -149,7 +149,7 @@ async def test_another_media_type_is_refused(client: httpx.AsyncClient) -> None:
     assert response.status_code == 415
 
 
-async def test_who_lacks_the_verb_learns_nothing(answer_world: World, made: Made) -> None:
+async def test_who_lacks_the_verb_learns_nothing(answer_world: World, made: SearchIndex) -> None:
     async with service(answer_world, Extractive(), ReadersOnly()) as client:
         for path in (SEARCH, ANSWER, "/v1/indexes/default/nowhere/search"):
             response = await client.post(path, content=b"rubbish")
@@ -167,7 +167,7 @@ async def test_who_lacks_the_verb_learns_nothing(answer_world: World, made: Made
     ],
 )
 async def test_a_generator_that_fails_before_it_writes_is_424(
-    answer_world: World, made: Made, error: Exception, code: str, *, stream: bool
+    answer_world: World, made: SearchIndex, error: Exception, code: str, *, stream: bool
 ) -> None:
     async with service(answer_world, Scripted(error=error)) as client:
         path = f"/v1/indexes/default/{made.name}/answer"
@@ -177,7 +177,7 @@ async def test_a_generator_that_fails_before_it_writes_is_424(
 
 
 async def test_a_generator_that_fails_while_it_writes_ends_the_stream_with_the_problem(
-    answer_world: World, made: Made
+    answer_world: World, made: SearchIndex
 ) -> None:
     generator = Scripted(["Use apt install now. "], error=GeneratorUnavailable("broke off"))
     async with service(answer_world, generator) as client:
@@ -195,7 +195,7 @@ async def test_a_generator_that_fails_while_it_writes_ends_the_stream_with_the_p
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_client_that_leaves_ends_the_generator(
-    answer_world: World, made: Made, *, stream: bool
+    answer_world: World, made: SearchIndex, *, stream: bool
 ) -> None:
     generator = Scripted(["Use apt install now. "], hang=True)
     async with service(answer_world, generator) as client:

@@ -19,7 +19,7 @@ from polaris.attributes import parse_datetime
 from polaris.spec import AttributeType
 from polaris.sql import compose
 from polaris_service.search.filters import compile_filter, parse
-from search.world import Chunk, Document, Made, World, spec
+from search.world import Chunk, Document, SearchIndex, World, spec
 
 pytestmark = pytest.mark.postgres
 
@@ -175,7 +175,7 @@ FILTERS = st.recursive(
 
 
 @pytest.fixture(scope="module")
-def made(world: World) -> Made:
+def made(world: World) -> SearchIndex:
     index = world.make("filters", spec(2, attributes={n: k.value for n, k in DECLARED.items()}))
     vector = np.ones(2, dtype=np.float32)
     world.put(index, (Document(str(n), "text", [Chunk(0, 4, vector)], row) for n, row in enumerate(ROWS)))
@@ -184,15 +184,15 @@ def made(world: World) -> Made:
 
 
 @pytest.fixture(scope="module")
-def select(world: World, made: Made) -> Iterator[Callable[[Any], set[int]]]:
+def select(world: World, made: SearchIndex) -> Iterator[Callable[[Any], set[int]]]:
     loop = asyncio.new_event_loop()
-    connection = loop.run_until_complete(asyncpg.connect(world.dsn))
+    connection = loop.run_until_complete(asyncpg.connect(world.database.dsn))
 
     def run(tree: Any) -> set[int]:
         condition = compile_filter(parse(tree, DECLARED), first=1)
         text = compose(
             "SELECT c.document_id FROM {chunks} c WHERE {condition}",
-            chunks=compose(made.chunks),
+            chunks=made.chunks,
             condition=condition.sql,
         )
         found = loop.run_until_complete(connection.fetch(str(text), *condition.values))
@@ -228,10 +228,10 @@ def test_not_equal_finds_the_rows_without_the_attribute(select: Callable[[Any], 
     assert 0 in select({"ne": [name, ASKED[DECLARED[name]][0]]})
 
 
-def test_a_bare_comparison_uses_the_index_of_its_attribute(world: World, made: Made) -> None:
+def test_a_bare_comparison_uses_the_index_of_its_attribute(world: World, made: SearchIndex) -> None:
     condition = compile_filter(parse({"eq": ["inte", 3]}, DECLARED), first=1)
-    text = compose("SELECT 1 FROM {c} c WHERE {w}", c=compose(made.chunks), w=condition.sql)
-    with world.connect() as connection, connection.cursor() as cursor:
+    text = compose("SELECT 1 FROM {c} c WHERE {w}", c=made.chunks, w=condition.sql)
+    with world.session() as connection, connection.cursor() as cursor:
         cursor.execute("SET enable_seqscan = off")
         cursor.execute("EXPLAIN " + text.replace("$1", "3"))
         plan = "\n".join(line for (line,) in cursor.fetchall())

@@ -26,7 +26,7 @@ from polaris_service.search.questions import Questions
 from polaris_service.search.requests import Limits, parse
 from polaris_service.search.route import Kind, Reason
 from polaris_service.search.searcher import GenerationGone, Searcher, SearchResult
-from search.world import Chunk, Document, Made, World, clustered, distances, held, spec
+from search.world import Chunk, Document, SearchIndex, World, clustered, distances, held, spec
 
 pytestmark = [pytest.mark.postgres, pytest.mark.anyio]
 
@@ -37,7 +37,7 @@ ATTRIBUTES = {"n": "integer", "lang": "keyword"}
 TEXT = "Primeira frase. Second sentence: ação, coração, 東京. Fim."
 
 
-Search = Callable[[Made, dict[str, Any]], Awaitable[SearchResult]]
+Search = Callable[[SearchIndex, dict[str, Any]], Awaitable[SearchResult]]
 
 
 def documents(vectors: npt.NDArray[np.float32]) -> list[Document]:
@@ -93,7 +93,7 @@ async def indexes(database: Database) -> Indexes:
 async def search(database: Database, indexes: Indexes, embedder: Embedder) -> Search:
     searcher = Searcher(database, indexes, Questions(embedder), Limits(seconds=20))
 
-    async def run(made: Made, body: dict[str, Any]) -> SearchResult:
+    async def run(made: SearchIndex, body: dict[str, Any]) -> SearchResult:
         index = await indexes.get(made.namespace, made.name)
         return await searcher.search(index, parse(body, searcher.limits))
 
@@ -101,7 +101,7 @@ async def search(database: Database, indexes: Indexes, embedder: Embedder) -> Se
 
 
 @pytest.fixture(scope="module")
-def large(world: World) -> Made:
+def large(world: World) -> SearchIndex:
     """Three thousand chunks with a graph."""
     made = world.make("large", spec(DIMENSION, attributes=ATTRIBUTES))
     world.put(made, documents(VECTORS))
@@ -145,7 +145,7 @@ async def test_hits_are_those_of_brute_force(world: World, search: Search, metri
     await check(Kind.HNSW, 0.97)
 
 
-async def test_a_hit_says_where_it_stands(search: Search, large: Made) -> None:
+async def test_a_hit_says_where_it_stands(search: Search, large: SearchIndex) -> None:
     [hit] = (await search(large, {"vector": VECTORS[41].tolist(), "k": 1})).hits
     assert (hit.document, hit.version, hit.chunk) == ("doc/20", 1, 1)
     assert (hit.start, hit.end) == (16, len(TEXT))
@@ -175,7 +175,7 @@ async def test_equal_distances_come_in_the_order_of_arrival(world: World, search
     ],
 )
 async def test_a_filter_leaves_its_rows_and_min_of_k_and_matches_come(
-    search: Search, large: Made, tree: dict[str, Any], passes: Callable[[int], bool]
+    search: Search, large: SearchIndex, tree: dict[str, Any], passes: Callable[[int], bool]
 ) -> None:
     rows = np.array([n for n in range(ROWS) if passes(n // 2)])
     query = QUERIES[1]
@@ -193,7 +193,7 @@ async def test_a_filter_leaves_its_rows_and_min_of_k_and_matches_come(
             assert len(set(rows[order][:k].tolist()) & set(found)) >= 0.99 * len(found)
 
 
-async def test_every_way_is_taken_where_it_is_due(search: Search, large: Made) -> None:
+async def test_every_way_is_taken_where_it_is_due(search: Search, large: SearchIndex) -> None:
     query = {"vector": QUERIES[0].tolist()}
     reasons = {
         (await search(large, {**query, **more})).found.strategy.reason
@@ -249,7 +249,7 @@ async def test_where_the_graph_offers_too_few_the_rows_are_compared(world: World
 
 
 async def test_one_round_trip_is_all_that_a_search_takes(
-    world: World, large: Made, embedder: Embedder
+    world: World, large: SearchIndex, embedder: Embedder
 ) -> None:
     database = world.service(size=1)
     await database.start()
@@ -272,7 +272,7 @@ async def test_one_round_trip_is_all_that_a_search_takes(
 # --- the body ---
 
 
-async def test_the_response_is_the_contracts(search: Search, large: Made) -> None:
+async def test_the_response_is_the_contracts(search: Search, large: SearchIndex) -> None:
     result = await search(large, {"vector": VECTORS[41].tolist(), "k": 2})
     body = orjson.loads(result.body())
     assert set(body) == {"hits", "generation", "strategy", "degraded", "timings_ms"}
@@ -292,7 +292,7 @@ async def test_the_response_is_the_contracts(search: Search, large: Made) -> Non
     assert {"embed", "search", "total"} <= set(body["timings_ms"])
 
 
-async def test_explain_tells_the_strategy_and_the_estimates(search: Search, large: Made) -> None:
+async def test_explain_tells_the_strategy_and_the_estimates(search: Search, large: SearchIndex) -> None:
     body = {"vector": QUERIES[0].tolist(), "explain": True, "filter": {"lt": ["n", 30]}}
     explained = orjson.loads((await search(large, body)).body())["explain"]
     [tried] = explained.pop("tried")
@@ -315,7 +315,7 @@ async def test_explain_tells_the_strategy_and_the_estimates(search: Search, larg
     ],
 )
 async def test_what_does_not_fit_the_index_is_refused_with_a_pointer(
-    search: Search, large: Made, embedder: Embedder, body: dict[str, Any], pointer: str
+    search: Search, large: SearchIndex, embedder: Embedder, body: dict[str, Any], pointer: str
 ) -> None:
     with pytest.raises(InvalidInput) as caught:
         await search(large, body)
@@ -324,7 +324,7 @@ async def test_what_does_not_fit_the_index_is_refused_with_a_pointer(
 
 
 async def test_a_vector_of_a_generation_that_is_gone_is_refused_with_the_model_now_served(
-    search: Search, large: Made
+    search: Search, large: SearchIndex
 ) -> None:
     body = {"vector": QUERIES[0].tolist()}
     assert (await search(large, {**body, "generation": 1})).hits
@@ -335,7 +335,7 @@ async def test_a_vector_of_a_generation_that_is_gone_is_refused_with_the_model_n
 # --- questions ---
 
 
-async def test_a_question_is_embedded_once(search: Search, large: Made, embedder: Embedder) -> None:
+async def test_a_question_is_embedded_once(search: Search, large: SearchIndex, embedder: Embedder) -> None:
     first = await search(large, {"query": "Como instalar?"})
     again = await search(large, {"query": "Como instalar?", "k": 3})
     await search(large, {"query": "How to install?"})
@@ -344,7 +344,7 @@ async def test_a_question_is_embedded_once(search: Search, large: Made, embedder
 
 
 async def test_who_asks_the_same_at_the_same_time_shares_one_embedding(
-    search: Search, large: Made, embedder: Embedder
+    search: Search, large: SearchIndex, embedder: Embedder
 ) -> None:
     embedder.open.clear()
     asking = [asyncio.ensure_future(search(large, {"query": "x"})) for _ in range(5)]
@@ -359,7 +359,7 @@ async def test_who_asks_the_same_at_the_same_time_shares_one_embedding(
 
 
 async def test_a_failure_to_embed_is_told_and_not_remembered(
-    search: Search, large: Made, embedder: Embedder
+    search: Search, large: SearchIndex, embedder: Embedder
 ) -> None:
     embedder.error = EmbedderUnavailable("away")
     with pytest.raises(EmbedderUnavailable, match="away"):
@@ -410,10 +410,10 @@ async def backends(database: Database) -> int:
 
 
 async def test_a_search_that_takes_too_long_is_cancelled_in_postgres(
-    world: World, database: Database, search: Search, large: Made
+    world: World, database: Database, search: Search, large: SearchIndex
 ) -> None:
     await search(large, {"vector": QUERIES[0].tolist()})
-    blocker = world.connect()
+    blocker = world.session()
     try:
         with blocker.cursor() as cursor:
             cursor.execute(f"BEGIN; LOCK TABLE {large.chunks} IN ACCESS EXCLUSIVE MODE")
@@ -427,7 +427,7 @@ async def test_a_search_that_takes_too_long_is_cancelled_in_postgres(
 
 
 async def test_an_embedder_that_hangs_takes_no_more_than_the_time_of_the_search(
-    search: Search, large: Made, embedder: Embedder
+    search: Search, large: SearchIndex, embedder: Embedder
 ) -> None:
     embedder.open.clear()
     with pytest.raises(DeadlineExceeded):
@@ -504,7 +504,7 @@ async def test_a_search_of_a_generation_that_was_just_dropped_looks_again(
     searcher = Searcher(database, indexes, Questions(embedder), Limits())
     old = await indexes.get("default", "moves")
     world.add_generation(made, 2, Embedding(model="other", dimension=5))
-    world.execute(f"DROP TABLE {made.chunks}")
+    world.execute(f"DROP TABLE {made.chunks} CASCADE")
     world.run("UPDATE polaris.indexes SET serving = 2 WHERE id = %s", made.number)
     result = await searcher.search(old, parse({"query": "x"}, Limits()))
     assert result.index.generation == 2

@@ -15,7 +15,7 @@ from polaris_service.indexes import ServedIndex
 from polaris_service.search import statements
 from polaris_service.search.filters import Condition, compile_filter, parse
 from polaris_service.search.route import Kind
-from search.world import Chunk, Document, Made, World, clustered, spec
+from search.world import Chunk, Document, SearchIndex, World, clustered, spec
 
 pytestmark = [pytest.mark.postgres, pytest.mark.anyio]
 
@@ -25,7 +25,7 @@ INTEGER = {"n": AttributeType.INTEGER}
 
 
 @pytest.fixture(scope="module")
-def made(world: World) -> Made:
+def made(world: World) -> SearchIndex:
     index = world.make("statements", spec(DIMENSION, attributes={"n": "integer"}))
     world.put(
         index,
@@ -40,7 +40,7 @@ def made(world: World) -> Made:
 @pytest.fixture
 async def connection(world: World) -> AsyncIterator[asyncpg.Connection]:
     """A session that hears the plan of everything it runs, nested or prepared."""
-    made = await asyncpg.connect(world.dsn)
+    made = await asyncpg.connect(world.database.dsn)
     await register_vector(made)
     await made.execute(
         "LOAD 'auto_explain'; SET auto_explain.log_min_duration = 0; SET auto_explain.log_analyze = on;"
@@ -52,7 +52,7 @@ async def connection(world: World) -> AsyncIterator[asyncpg.Connection]:
         await made.close()
 
 
-def shape(made: Made, kind: Kind, k: int, condition: Condition | None = None) -> str:
+def shape(made: SearchIndex, kind: Kind, k: int, condition: Condition | None = None) -> str:
     of: PolarisIndexSpec = made.spec
     return statements.search(
         statements.Shape(
@@ -95,7 +95,7 @@ def rows_of(plan: str, node: str) -> int:
 
 @pytest.mark.parametrize("kind", [Kind.HNSW, Kind.ITERATIVE])
 async def test_the_graph_is_used_and_documents_are_joined_row_by_row(
-    connection: asyncpg.Connection, made: Made, kind: Kind
+    connection: asyncpg.Connection, made: SearchIndex, kind: Kind
 ) -> None:
     plan = await plan_of(connection, shape(made, kind, 100), VECTORS[0], "200")
     assert "Index Scan using g1_chunks_vector_" in plan
@@ -107,7 +107,7 @@ async def test_the_graph_is_used_and_documents_are_joined_row_by_row(
 
 @pytest.mark.parametrize("ef", [20, 40, 150, 400])
 async def test_ef_search_is_in_force_when_the_graph_is_searched(
-    connection: asyncpg.Connection, made: Made, ef: int
+    connection: asyncpg.Connection, made: SearchIndex, ef: int
 ) -> None:
     # A graph that is not scanned iteratively hands out ef_search rows at most; the session's is 40.
     rows = await connection.fetch(shape(made, Kind.HNSW, 1000), VECTORS[0], str(ef))
@@ -115,20 +115,22 @@ async def test_ef_search_is_in_force_when_the_graph_is_searched(
     assert await connection.fetchval("SHOW hnsw.ef_search") == "40"
 
 
-async def test_an_iterative_scan_goes_on_beyond_ef_search(connection: asyncpg.Connection, made: Made) -> None:
+async def test_an_iterative_scan_goes_on_beyond_ef_search(
+    connection: asyncpg.Connection, made: SearchIndex
+) -> None:
     rows = await connection.fetch(shape(made, Kind.ITERATIVE, 1000), VECTORS[0], "20")
     assert len(rows) == 1000
     assert await connection.fetchval("SHOW hnsw.iterative_scan") == "off"
 
 
-async def test_exact_compares_every_row(connection: asyncpg.Connection, made: Made) -> None:
+async def test_exact_compares_every_row(connection: asyncpg.Connection, made: SearchIndex) -> None:
     plan = await plan_of(connection, shape(made, Kind.EXACT, 10), VECTORS[0])
     assert "g1_chunks_vector_" not in plan
     assert rows_of(plan, "Seq Scan on g1_chunks") == ROWS
 
 
 async def test_exact_with_a_filter_compares_what_the_attributes_index_leaves(
-    connection: asyncpg.Connection, made: Made
+    connection: asyncpg.Connection, made: SearchIndex
 ) -> None:
     condition = compile_filter(parse({"lt": ["n", 100]}, INTEGER), first=2)
     plan = await plan_of(connection, shape(made, Kind.EXACT, 10, condition), VECTORS[0], *condition.values)
@@ -138,7 +140,7 @@ async def test_exact_with_a_filter_compares_what_the_attributes_index_leaves(
 
 @pytest.mark.parametrize("kind", list(Kind))
 async def test_the_embedding_is_never_selected_and_text_is_cut_for_the_hits_only(
-    connection: asyncpg.Connection, made: Made, kind: Kind
+    connection: asyncpg.Connection, made: SearchIndex, kind: Kind
 ) -> None:
     text = shape(made, kind, 3)
     values = [VECTORS[0]] if kind == Kind.EXACT else [VECTORS[0], "40"]
@@ -160,7 +162,9 @@ async def test_the_embedding_is_never_selected_and_text_is_cut_for_the_hits_only
     assert rows_of(plan, "Index Scan using stored_versions_pkey") == 1
 
 
-async def test_the_planner_estimates_what_a_filter_leaves(connection: asyncpg.Connection, made: Made) -> None:
+async def test_the_planner_estimates_what_a_filter_leaves(
+    connection: asyncpg.Connection, made: SearchIndex
+) -> None:
     index = served(made)
     condition = compile_filter(parse({"lt": ["n", 300]}, INTEGER), first=1)
     assert '"Plan Rows": 3000' in await connection.fetchval(statements.estimate(index, None))
@@ -170,7 +174,7 @@ async def test_the_planner_estimates_what_a_filter_leaves(connection: asyncpg.Co
     assert 200 <= int(found[1]) <= 400
 
 
-def served(made: Made) -> ServedIndex:
+def served(made: SearchIndex) -> ServedIndex:
     return ServedIndex(
         id=made.number,
         namespace=made.namespace,
@@ -191,6 +195,6 @@ def served(made: Made) -> ServedIndex:
     )
 
 
-def test_a_statement_is_composed_once_for_each_shape(made: Made) -> None:
+def test_a_statement_is_composed_once_for_each_shape(made: SearchIndex) -> None:
     assert shape(made, Kind.HNSW, 10) is shape(made, Kind.HNSW, 10)
     assert shape(made, Kind.HNSW, 10) is not shape(made, Kind.HNSW, 11)

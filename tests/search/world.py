@@ -1,31 +1,26 @@
-"""A database with a catalog and indexes in it, as the operator makes them, and a login as the service's."""
+"""Indexes with documents and vectors of their own in them, as workers leave them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import psycopg2.extensions
 from psycopg2.extras import execute_values
-from sqlalchemy import create_engine
 
 from parts import servers
 from polaris import layout, names
-from polaris.catalog import GRANTS
-from polaris.spec import Attribute, Embedding, Metric, PolarisIndexSpec, VectorType
-from polaris.sql import compose, identifier, literal
+from polaris.spec import Embedding, Metric, PolarisIndexSpec, VectorType
+from polaris.sql import Sql, compose, identifier
 from polaris_cli.up.postgres import PostgresServer
-from polaris_migrations.run import upgrade
-from polaris_service.database import Database, Purpose
-from polaris_service.metrics import Metrics
+from polaris_service.database import Database
+from service.made import Index, Made
 
 Vectors = npt.NDArray[np.float32]
 
@@ -52,18 +47,14 @@ class Document:
 
 
 @dataclass(frozen=True)
-class Made:
-    """An index that was made."""
+class SearchIndex(Index):
+    """An index that was made, with its spec."""
 
-    name: str
-    number: int
-    schema: str
     spec: PolarisIndexSpec
-    namespace: str = "default"
 
     @property
-    def chunks(self) -> str:
-        return str(identifier(self.schema, names.chunks_table(1)))
+    def chunks(self) -> Sql:
+        return self.table(names.chunks_table(1))
 
 
 def spec(
@@ -85,110 +76,37 @@ def spec(
     )
 
 
-class World:
+class World(Made):
     """Made once for many tests; each test makes indexes of its own in it."""
-
-    def __init__(self, database: servers.Database, folder: Path) -> None:
-        self.dsn = database.dsn
-        self.folder = folder
-        engine = create_engine(database.dsn.replace("postgresql://", "postgresql+psycopg2://"))
-        with engine.begin() as connection:
-            upgrade(connection)
-        engine.dispose()
-        self.catalog = str(self.run("SELECT id FROM polaris.catalog")[0][0])
-        self._installation = self.run(
-            "INSERT INTO polaris.installations (id, name) VALUES (gen_random_uuid(), 'test') RETURNING id"
-        )[0][0]
-        self.group = names.group_role(self.catalog, "query")
-        self._login(database)
-
-    def _login(self, database: servers.Database) -> None:
-        login, password = f"{self.group}_login", secrets.token_hex(8)
-        statements = [
-            compose("CREATE ROLE {group} NOLOGIN", group=identifier(self.group)),
-            compose("GRANT USAGE ON SCHEMA polaris TO {group}", group=identifier(self.group)),
-            compose(
-                "CREATE ROLE {login} LOGIN PASSWORD {password} IN ROLE {group}",
-                login=identifier(login),
-                password=literal(password),
-                group=identifier(self.group),
-            ),
-            *(
-                compose(
-                    "GRANT {rights} ON {table} TO {group}",
-                    rights=rights,
-                    table=identifier("polaris", table),
-                    group=identifier(self.group),
-                )
-                for table, rights in GRANTS["query"].items()
-            ),
-        ]
-        self.execute(*statements)
-        values = {
-            "username": login,
-            "password": password,
-            "host": database.server.host,
-            "port": str(database.server.port),
-            "dbname": database.name,
-            "sslmode": "disable",
-            "epoch": "1",
-        }
-        for key, value in values.items():
-            (self.folder / key).write_text(value)
 
     def service(self, size: int = 4) -> Database:
         """The database as the service has it: start it and stop it."""
-        return Database(self.folder, Purpose("query"), Metrics(), size=size)
+        return self.connect("query", size)
 
-    # --- SQL as the administrator ---
-
-    def connect(self) -> psycopg2.extensions.connection:
-        return servers.connect(self.dsn)
-
-    def run(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
-        return servers.run(self.dsn, statement, *parameters)
+    def session(self) -> psycopg2.extensions.connection:
+        """A session as the administrator; close it."""
+        return servers.connect(self.database.dsn)
 
     def execute(self, *statements: str) -> None:
-        with closing(self.connect()) as connection, connection.cursor() as cursor:
-            for statement in statements:
-                cursor.execute(str(statement))
+        self._execute(*statements)
 
     # --- what the operator makes ---
 
-    def make(self, name: str, of: PolarisIndexSpec, namespace: str = "default") -> Made:
+    def make(self, name: str, of: PolarisIndexSpec, namespace: str = "default") -> SearchIndex:
         """Make an index that serves, with its attributes' indexes and without its vector index."""
-        number = self.run(
-            "INSERT INTO polaris.indexes (installation_id, namespace, name, uid, state, deletion_policy,"
-            " schema_name, spec) VALUES (%s, %s, %s, 'uid', 'active', 'Retain', '', %s) RETURNING id",
-            self._installation,
-            namespace,
-            name,
-            of.model_dump_json(by_alias=True),
-        )[0][0]
-        schema = names.index_schema(number, name)
-        made = Made(name, number, schema, of, namespace)
-        self.execute(
-            compose("CREATE SCHEMA {schema}", schema=identifier(schema)),
-            *(t.create(schema) for t in (layout.STORED_DOCUMENTS, layout.STORED_VERSIONS, layout.CLOCK)),
-            layout.start_clock(schema),
-            layout.DOCUMENTS_BY_SEQUENCE.create(schema),
-        )
-        self.add_generation(made, 1, of.embedding)
-        self.run("UPDATE polaris.indexes SET schema_name = %s, serving = 1 WHERE id = %s", schema, number)
-        return made
+        made = self.index(name, of, namespace, built=False)
+        return SearchIndex(made.number, namespace, name, made.schema, of)
 
-    def add_generation(self, made: Made, number: int, embedding: Embedding) -> None:
-        schema, group = made.schema, identifier(self.group)
-        self.execute(
-            layout.chunks(number, embedding).create(schema),
-            layout.set_embedding_storage(schema, number, embedding),
-            layout.applied(number).create(schema),
-            *(layout.attribute_index(number, a).create(schema) for a in made.spec.attributes),
-            compose("GRANT USAGE ON SCHEMA {s} TO {group}", s=identifier(schema), group=group),
-            compose(
-                "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {s} TO {group}",
-                s=identifier(schema),
-                group=group,
+    def add_generation(self, made: SearchIndex, number: int, embedding: Embedding) -> None:
+        """Make another generation, without a vector index; it does not serve yet."""
+        schema = made.schema
+        tables = (layout.chunks(number, embedding), layout.applied(number))
+        writer = identifier(names.index_role(self.catalog, made.number, "writer"))
+        self._execute(
+            *(table.create(schema) for table in tables),
+            *(
+                compose("GRANT SELECT, INSERT ON {t} TO {w}", t=identifier(schema, table.name), w=writer)
+                for table in tables
             ),
         )
         self.run(
@@ -200,11 +118,7 @@ class World:
             made.spec.chunking.model_dump_json(by_alias=True),
         )
 
-    def declare(self, made: Made, *attributes: Attribute) -> None:
-        """Make the indexes of attributes that are declared later."""
-        self.execute(*(layout.attribute_index(1, a).create(made.schema) for a in attributes))
-
-    def build(self, made: Made, ef_search: int = 64) -> str:
+    def build(self, made: SearchIndex, ef_search: int = 64) -> str:
         """Build the vector index of generation 1, and have the catalog say so."""
         index = layout.vector_index(1, made.spec.embedding, made.spec.index)
         assert index is not None
@@ -219,7 +133,7 @@ class World:
 
     # --- what workers do ---
 
-    def put(self, made: Made, documents: Iterable[Document], *, apply: bool = True) -> None:
+    def put(self, made: SearchIndex, documents: Iterable[Document], *, apply: bool = True) -> None:
         """Store documents, each as the first version, and bring generation 1 level with them."""
         rows = list(documents)
         quoted = {
@@ -227,7 +141,7 @@ class World:
             for name in (names.DOCUMENTS, names.VERSIONS, names.CLOCK, "g1_chunks", "g1_applied")
         }
         type_ = made.spec.embedding.type.value
-        with closing(self.connect()) as connection, connection.cursor() as cursor:
+        with closing(self.session()) as connection, connection.cursor() as cursor:
             cursor.execute(f"SELECT sequence FROM {quoted[names.CLOCK]}")
             [begun] = cursor.fetchone() or (0,)
             ids = execute_values(
