@@ -39,7 +39,8 @@ class _Entry:
     doors: Doors | None = None
     blocked: Blocked | None = None
     """Why indexes can't use it; None: they can."""
-    allowed: frozenset[str] = frozenset()
+    allowed: frozenset[str] | None = None
+    """Namespaces whose indexes may use it; None: nobody knows yet, so nobody is told off."""
 
 
 class Databases:
@@ -60,7 +61,7 @@ class Databases:
             if self._objects.complete() and self._objects.get(database) is None:
                 return Blocked(Reason.DATABASE_NOT_FOUND, f"there is no {database}", stalled=True)
             return _not_ready(database, "it was not looked at yet")
-        if entry.allowed.isdisjoint({namespace, "*"}):
+        if entry.allowed is not None and entry.allowed.isdisjoint({namespace, "*"}):
             message = f"{database} does not allow namespace {namespace} (spec.allowedNamespaces)"
             return Blocked(Reason.NAMESPACE_NOT_ALLOWED, message, stalled=True)
         if entry.blocked is not None or entry.doors is None:
