@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import Annotated
 
 import typer
@@ -11,6 +10,7 @@ from polaris.errors import Conflict, Prerequisite
 from polaris.settings import FolderSettings
 from polaris_cli import checks
 from polaris_cli.flags import with_settings
+from polaris_cli.up.folder import DataFolder
 
 
 @with_settings(FolderSettings)
@@ -31,7 +31,7 @@ def down(
     if not yes and not typer.confirm(f"Remove {folder} with all documents in it?"):
         raise typer.Abort
     try:
-        shutil.rmtree(folder)
+        DataFolder(folder).remove()
     except OSError as error:
         raise Prerequisite(f"{error.filename} can't be removed: {error.strerror}") from None
     print(f"removed {folder}")

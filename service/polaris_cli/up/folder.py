@@ -1,7 +1,8 @@
 """The data folder of `polaris up`: what lies where, and the manifests in it.
 
 ==============  ================================================================================
-`postgres`      PostgreSQL: data, log, port, the superuser's password
+`postgres`      PostgreSQL: data, log, port, the superuser's password; a link to a folder in
+                `/var/lib/polaris` where root's data lies behind a closed door (see `make`)
 `openbao`       OpenBao: data, log, port, root token and the key that unseals it
 `manifests`     what is wanted: the operator reconciles this folder, and you may change it
 `secrets`       Secrets as files: `NAMESPACE/NAME/KEY`
@@ -17,6 +18,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+import stat
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -27,6 +31,8 @@ import yaml
 
 from polaris.errors import InvalidManifest, Prerequisite
 from polaris_cli.up.process import write_private
+
+_ELSEWHERE = Path("/var/lib/polaris")
 
 NAMESPACE = "default"
 DATABASE = "main"
@@ -42,8 +48,8 @@ class DataFolder:
 
     @property
     def postgres(self) -> Path:
-        """Of PostgreSQL."""
-        return self.root / "postgres"
+        """Of PostgreSQL; where it really is."""
+        return (self.root / "postgres").resolve()
 
     @property
     def openbao(self) -> Path:
@@ -70,17 +76,36 @@ class DataFolder:
         return self.root / "secrets" / NAMESPACE / name
 
     def make(self) -> None:
-        """Make it for its owner; as root, PostgreSQL's user must pass through, and reads nothing."""
+        """Make it for its owner; as root, PostgreSQL's user must pass through, and reads nothing.
+
+        PostgreSQL refuses to run as root. Where its user can't get here at all (a clone below /root),
+        its data goes to a folder of its own elsewhere, and a link to that stands here.
+        """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             self.root.chmod(0o711 if os.geteuid() == 0 else 0o700)
             for folder in (self.manifests, self.run, self.root / "secrets"):
                 folder.mkdir(mode=0o700, exist_ok=True)
+            link = self.root / "postgres"
+            if os.geteuid() == 0 and not link.exists() and _is_closed(self.root):
+                _ELSEWHERE.mkdir(mode=0o711, parents=True, exist_ok=True)
+                link.symlink_to(tempfile.mkdtemp(prefix="postgres-", dir=_ELSEWHERE))
         except OSError as error:
             raise Prerequisite(
                 f"the data folder {self.root} can't be used: {error.strerror}",
                 remedy="choose another with --data or POLARIS_DATA",
             ) from None
+
+    def remove(self) -> None:
+        """Remove all of it, what lies elsewhere too. Raises OSError."""
+        if (self.root / "postgres").is_symlink():
+            shutil.rmtree(self.postgres, ignore_errors=True)
+        shutil.rmtree(self.root)
+
+
+def _is_closed(folder: Path) -> bool:
+    """Whether others may not pass through a folder above this one."""
+    return any(not parent.stat().st_mode & stat.S_IXOTH for parent in folder.resolve().parents)
 
 
 def example(name: str) -> str:
