@@ -25,11 +25,11 @@ import shutil
 import tempfile
 import threading
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -70,12 +70,11 @@ class FolderObjects:
         self._lock = threading.RLock()
         self._seen: dict[Path, tuple[tuple[int, int], Sequence[Manifest]]] = {}
         self._problems: dict[str, str] = {}
-        self._kept: dict[Key, _Kept] = {}
         self._complete = False
         data.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._held = self._hold()
         self._installation = self._drawn()
-        self._load()
+        self._kept: dict[Key, _Kept] = dict(_kept(data))
 
     def close(self) -> None:
         """Let another process work with the data folder."""
@@ -294,13 +293,6 @@ class FolderObjects:
             _write(file, str(uuid.uuid4()))
         return str(uuid.UUID(file.read_text().strip()))
 
-    def _load(self) -> None:
-        for file in (self._data / "objects").glob("*/*/*.json"):
-            kind, namespace, name = file.parent.parent.name, file.parent.name, file.stem
-            key = next((Key(k, namespace, name) for k in SPECS if k == kind), None)  # type: ignore[arg-type]
-            if key is not None:
-                self._kept[key] = _Kept(**json.loads(file.read_text()))
-
     def _present(self, resource: Resource) -> _Kept:
         kept = self._kept.get(resource.key)
         if kept is None or kept.uid != resource.uid:
@@ -328,6 +320,19 @@ class FolderObjects:
 
     def _file(self, what: str, key: Key, suffix: str) -> Path:
         return self._data / what / key.kind / key.namespace / f"{key.name}.{suffix}"
+
+
+def peek(data: Path) -> list[Resource]:
+    """Return the objects that a data folder holds, also while another process works with it."""
+    return [_resource(key, kept) for key, kept in sorted(_kept(data))]
+
+
+def _kept(data: Path) -> Iterator[tuple[Key, _Kept]]:
+    for kind in SPECS:
+        for file in (data / "objects" / kind).glob("*/*.json"):
+            with contextlib.suppress(FileNotFoundError):  # deleted while we look
+                key = Key(cast("Kind", kind), file.parent.name, file.stem)
+                yield key, _Kept(**json.loads(file.read_text()))
 
 
 def _resource(key: Key, kept: _Kept) -> Resource:
