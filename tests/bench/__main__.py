@@ -10,6 +10,7 @@ from pathlib import Path
 from bench import cluster, fleet, ingest, local, machine, ready, search
 from bench.corpus import Corpus
 from bench.figures import Report
+from polaris.settings import OperatorSettings
 
 _LOCAL = ("ingest", "search")
 _CLUSTER = ("ready", "operator")
@@ -29,7 +30,8 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--loads", type=int, default=3, help="rounds of ingest [%(default)s]")
     parser.add_argument("--repetitions", type=int, default=10, help="of ready [%(default)s]")
     parser.add_argument("--indexes", type=int, default=1000, help="of operator [%(default)s]")
-    parser.add_argument("--resync", type=float, default=60, help="seconds, of the operator [%(default)s]")
+    resync = OperatorSettings().resync_seconds
+    parser.add_argument("--resync", type=float, default=resync, help="seconds, of the operator [%(default)s]")
     parser.add_argument("--json", type=Path, default=Path("bench.json"), help="file [%(default)s]")
     asked = parser.parse_args(given)
     asked.benches = asked.benches or benches
@@ -49,7 +51,7 @@ def run(asked: argparse.Namespace) -> Report:
 
 def _run_local(asked: argparse.Namespace, report: Report) -> None:
     documents = Corpus(asked.rows, asked.queries)
-    with local.running() as system:
+    with local.running(asked.resync) as system:
         # Search needs an index that is loaded.
         loads = asked.loads if "ingest" in asked.benches else 1
         name = ingest.run(system, documents, loads, report)

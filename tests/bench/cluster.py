@@ -21,10 +21,11 @@ import psutil
 from bench.local import (
     SERVER_SETTINGS,
     BenchError,
+    alive,
     database_manifest,
     grant,
     program,
-    telling_last_words,
+    started,
     wait_for,
     worker,
 )
@@ -197,14 +198,14 @@ def running(resync_seconds: float) -> Iterator[Clustered]:
             POLARIS_RESYNC_SECONDS=str(resync_seconds),
         )
         processes = (operator, worker(folder, mounted.folder))
-        stack.enter_context(telling_last_words(processes))
-        for process in processes:
-            stack.callback(process.stop)
-            process.start()
+        stack.enter_context(started(processes))
         manifest = database_manifest(database, NAMESPACE)
         cluster.apply(json.dumps(manifest))
-        wait_for("the database to be Ready", lambda: is_ready(get(cluster, "pgdb", NAMESPACE, "main")))
-        wait_for("the worker to offer its model", lambda: _models(database) > 0)
+        wait_for(
+            "the database to be Ready",
+            lambda: alive(processes) and is_ready(get(cluster, "pgdb", NAMESPACE, "main")),
+        )
+        wait_for("the worker to offer its model", lambda: alive(processes) and _models(database) > 0)
         client = stack.enter_context(
             httpx.Client(
                 base_url=cluster.url,
@@ -227,4 +228,4 @@ def is_ready(resource: Mapping[str, Any]) -> bool:
 
 
 def _models(database: Database) -> int:
-    return len(run(database.dsn, "SELECT FROM polaris.models"))
+    return len(run(database.dsn, "SELECT model FROM polaris.models"))

@@ -99,8 +99,8 @@ def database_manifest(database: Database, namespace: str) -> dict[str, Any]:
     }
 
 
-def index_manifest(name: str, namespace: str) -> dict[str, Any]:
-    """Return a PolarisIndex: HNSW with m 16 and ef_construction 64, its own defaults else."""
+def index_manifest(name: str, namespace: str, **spec: Any) -> dict[str, Any]:
+    """Return a PolarisIndex: HNSW with m 16 and ef_construction 64, its own defaults but for `spec`."""
     return {
         "apiVersion": "polaris.dev/v1alpha1",
         "kind": "PolarisIndex",
@@ -110,7 +110,7 @@ def index_manifest(name: str, namespace: str) -> dict[str, Any]:
             "embedding": MODEL,
             "index": {"type": "hnsw", "m": 16, "efConstruction": 64},
             "search": {"targetRecallPercent": TARGET_RECALL},
-            "deletionPolicy": "Delete",
+            **spec,
         },
     }
 
@@ -184,13 +184,14 @@ class Local:
 
     def make_index(self, name: str) -> str:
         """Put an index's manifest there, and return its path in HTTP once the service serves it."""
-        _write(self.manifests / f"{name}.yaml", yaml.safe_dump(index_manifest(name, NAMESPACE)))
+        manifest = index_manifest(name, NAMESPACE, deletionPolicy="Delete")
+        _write(self.manifests / f"{name}.yaml", yaml.safe_dump(manifest))
         path = f"/v1/indexes/{NAMESPACE}/{name}"
         wait_for(f"the index {name}", lambda: self.service.serves(path))
         return path
 
     def drop_index(self, name: str) -> None:
-        """Take its manifest away, and return once its data is gone (deletionPolicy is Delete)."""
+        """Take its manifest away, and return once its data is gone."""
         (self.manifests / f"{name}.yaml").unlink()
         wait_for(f"the index {name} to be gone", lambda: self.catalog_row(name) is None)
 
@@ -207,7 +208,7 @@ class Local:
 
 
 @contextmanager
-def running() -> Iterator[Local]:
+def running(resync_seconds: float) -> Iterator[Local]:
     """POLARIS on this machine, empty; all of it goes at the end."""
     with ExitStack() as stack:
         folder = stack.enter_context(open_folder("polaris-bench-"))
@@ -227,7 +228,7 @@ def running() -> Iterator[Local]:
                 folder,
                 ["operator", "--files", str(manifests), "--data", str(data)],
                 POLARIS_METRICS_PORT="0",
-                POLARIS_RESYNC_SECONDS="5",
+                POLARIS_RESYNC_SECONDS=str(resync_seconds),
             ),
             worker(folder, _secret(data, "polaris-worker")),
             program(
@@ -240,27 +241,30 @@ def running() -> Iterator[Local]:
                 POLARIS_DATABASE_SECRET=str(_secret(data, "polaris-query")),
             ),
         ]
-        stack.enter_context(telling_last_words(processes))
-        for process in processes:
-            stack.callback(process.stop)
-            process.start()
-        wait_for("the service", lambda: _lives(processes) and service.serves("/livez"))
+        stack.enter_context(started(processes))
+        wait_for("the service", lambda: alive(processes) and service.serves("/livez"))
         by_name = {process.name: process for process in processes}
         yield Local(database, server, service, folder, manifests, by_name)
 
 
 @contextmanager
-def telling_last_words(processes: Sequence[Process]) -> Iterator[None]:
-    """Add to an error what the programs complained about: their logs go with their folder."""
+def started(processes: Sequence[Process]) -> Iterator[None]:
+    """Programs that run as long as the context; an error is told what they complained about last."""
     try:
+        for process in processes:
+            process.start()
         yield
     except Exception as error:
         for process in processes:
             error.add_note(f"{process.name}: {process.last_words()}")
         raise
+    finally:
+        for process in reversed(processes):
+            process.stop()
 
 
-def _lives(processes: Sequence[Process]) -> bool:
+def alive(processes: Sequence[Process]) -> bool:
+    """Return True; raise Unavailable where one of them has ended."""
     for process in processes:
         if process.poll() is not None:
             raise Unavailable(f"{process.name} ended: {process.last_words()}")

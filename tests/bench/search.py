@@ -7,6 +7,7 @@ keep the promise of the manifest. Rounds are interleaved, and a ratio is made wi
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from bench.load import Asyncpg, Load, PgBench, Target, http
 from bench.local import NAMESPACE, BenchError, Local, wait_for
 from bench.statement import QUESTIONS, Statement
 from bench.timing import Timing
+from polaris_service.indexes import FRESH_SECONDS
 from polaris_service.search.route import Kind
 
 BENCH = "search"
@@ -85,6 +87,7 @@ def _settle(local: Local, name: str) -> None:
         return bool(now and now["recall_at"] and now["recall_rows"] >= 0.9 * rows)
 
     wait_for("the operator to measure recall", measured)
+    time.sleep(2 * FRESH_SECONDS)  # The service asks the catalog once in so long what ef_search is.
 
 
 class _Questions:

