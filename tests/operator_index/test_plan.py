@@ -471,8 +471,9 @@ def test_the_old_index_is_dropped_when_no_query_can_still_be_using_it() -> None:
 
     early, later = plan(just_switched, OTHER_M), plan(world, OTHER_M)
 
-    assert (early.steps, early.look_again_seconds) == ((), 20.0)
-    assert text(later) == f'DROP INDEX CONCURRENTLY "{PLACE}"."{VECTOR}"'
+    assert (early.steps, early.aside, early.look_again_seconds) == ((), (), 20.0)
+    assert later.steps == ()
+    assert text(later.aside) == f'DROP INDEX CONCURRENTLY "{PLACE}"."{VECTOR}"'
 
 
 def test_from_an_index_to_none_queries_are_told_at_once() -> None:
@@ -524,8 +525,8 @@ def test_a_removed_attribute_is_forgotten_by_the_spec_before_its_index_goes() ->
 
     decided = plan(with_index(made(of, rows=5), "g1_by_lang_keyw", attribute("lang")), SPEC, generation=2)
 
-    assert [type(step.action) for step in decided.steps] == [Execute, ExecuteAlone]
-    assert 'DROP INDEX CONCURRENTLY "polaris_i7_handbook"."g1_by_lang_keyw"' in text(decided)
+    assert [type(step.action) for step in decided.steps] == [Execute]
+    assert text(decided.aside) == 'DROP INDEX CONCURRENTLY "polaris_i7_handbook"."g1_by_lang_keyw"'
 
 
 def test_an_index_that_somebody_else_made_on_the_table_stays() -> None:
@@ -715,7 +716,9 @@ def test_while_a_failed_build_waits_documents_go_on_coming_in() -> None:
 
 
 def measured(rows: int, **changes: Any) -> list[Step]:
-    return list(plan(with_generation(made(SPEC, rows=rows), **changes)).steps)
+    decided = plan(with_generation(made(SPEC, rows=rows), **changes))
+    assert decided.steps == ()
+    return list(decided.aside)
 
 
 def test_recall_is_measured_when_it_never_was() -> None:
@@ -760,14 +763,14 @@ def test_another_promise_is_measured_at_once() -> None:
 
     decided = plan(made(SPEC, rows=5000), of, generation=2)
 
-    assert [type(step.action) for step in decided.steps] == [Execute, MeasureRecall]
+    assert [type(step.action) for step in (*decided.steps, *decided.aside)] == [Execute, MeasureRecall]
 
 
 def test_nothing_is_measured_while_the_index_is_being_replaced() -> None:
     world = with_index(made(SPEC, rows=5000), vector_name(OTHER_M), hnsw(OTHER_M))
     world = with_generation(world, recall=None, recall_at=None)
 
-    assert MeasureRecall not in [type(step.action) for step in plan(world, OTHER_M).steps]
+    assert plan(world, OTHER_M).aside == ()
 
 
 # --- suspended, and drift that is only reported

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from operator_index.place import Place, index_manifest, said_of
+from operator_index.worlds import NOW, resource, row, spec
+from polaris.status import Reason
+from polaris_operator.collector import is_orphan
+from polaris_operator.objects import Key
+
+DELETE: dict[str, Any] = {"deletionPolicy": "Delete"}
+ACCESS: dict[str, Any] = {"access": [{"name": "reporting", "secretName": "handbook-reporting"}]}
+
+
+def left_of(place: Place, key: Key, catalog: str, schema: str) -> dict[str, Any]:
+    """Return what there still is of an index."""
+    like = f"polaris_{catalog}_i%"
+    return {
+        "schema": place.one("SELECT count(*) FROM pg_namespace WHERE nspname = %s", schema),
+        "roles": place.one("SELECT count(*) FROM pg_roles WHERE rolname LIKE %s", like),
+        "logins": place.one(
+            "SELECT count(*) FROM pg_roles WHERE rolname LIKE %s AND rolname NOT IN"
+            " (SELECT username FROM polaris.credentials WHERE owner LIKE 'database/%%')",
+            f"polaris_{catalog}_login_%",
+        ),
+        "rows": place.one("SELECT count(*) FROM polaris.indexes"),
+        "generations": place.one("SELECT count(*) FROM polaris.generations"),
+        "ledger": place.one("SELECT count(*) FROM polaris.credentials WHERE owner LIKE 'index/%%'"),
+        "object": place.objects.get(key),
+        "secret": place.objects.secret("team", "handbook-reporting"),
+    }
+
+
+NOTHING: dict[str, Any] = {
+    **dict.fromkeys(("schema", "roles", "logins", "rows", "generations", "ledger"), 0),
+    **dict.fromkeys(("object", "secret")),
+}
+
+
+@pytest.mark.postgres
+def test_with_delete_nothing_is_left(any_here: Place) -> None:
+    place = any_here
+    key = place.ready(**DELETE, **ACCESS, attributes=[{"name": "at", "type": "datetime"}])
+    place.fill(key, 40)
+    catalog, schema = place.one("SELECT id FROM polaris.catalog"), place.schema(key)
+    assert left_of(place, key, catalog, schema) != NOTHING
+
+    place.remove(key)
+    place.go()
+
+    assert place.errors == []
+    assert left_of(place, key, catalog, schema) == NOTHING
+
+
+@pytest.mark.postgres
+def test_with_delete_a_crash_between_any_two_steps_is_mended(here: Place) -> None:
+    catalog = here.one("SELECT id FROM polaris.catalog")
+    key = Key("PolarisIndex", "team", "handbook")
+    done = 0
+    while True:
+        here.ready(**DELETE, **ACCESS)
+        schema = here.schema(key)
+        here.remove(key)
+        here.objects.look()
+        steps = here.decide(key).steps
+        if done == len(steps):
+            break
+        here.act(key, steps[:done])
+        here.restart()
+        here.go()
+        here.go()
+        assert left_of(here, key, catalog, schema) == NOTHING, steps[done].sentence
+        done += 1
+
+    assert done > 4
+
+
+@pytest.mark.postgres
+def test_with_delete_a_live_build_does_not_stand_in_the_way(here: Place) -> None:
+    key = here.ready(**DELETE)
+    here.fill(key, 4000)
+    here.put(index_manifest(**DELETE, index={"m": 8, "efConstruction": 200}))
+    here.go(key)
+
+    here.remove(key)
+    here.until(key, lambda _: here.objects.get(key) is None)
+
+    assert here.one("SELECT count(*) FROM polaris.indexes") == 0
+
+
+@pytest.mark.postgres
+def test_what_others_built_on_it_stops_the_removal_and_is_named(here: Place) -> None:
+    key = here.ready(**DELETE, deletionDeadlineSeconds=1)
+    schema = here.schema(key)
+    here.sql(f"CREATE SCHEMA theirs; CREATE VIEW theirs.report AS SELECT * FROM {schema}.documents")
+    here.remove(key)
+
+    status = here.until(key, lambda _: here.errors)
+
+    assert said_of(status, "Ready")["status"] == "False"
+    assert "theirs.report" in said_of(status, "Ready")["message"]
+
+    here.until(key, lambda _: here.objects.get(key) is None)
+    assert here.one("SELECT state FROM polaris.indexes") == "deleting"
+    assert here.one("SELECT count(*) FROM theirs.report") == 0
+
+    here.sql("DROP SCHEMA theirs CASCADE")
+    here.go()
+    assert here.one("SELECT count(*) FROM polaris.indexes") == 0
+
+
+@pytest.mark.postgres
+def test_with_retain_all_is_kept_and_the_same_object_takes_it_up_again(here: Place) -> None:
+    key = here.ready(**ACCESS)
+    here.fill(key, 40)
+    before, label = here.fingerprint(key), here.resource(key).status["catalog"]
+
+    here.remove(key)
+    here.go()
+
+    assert here.objects.get(key) is None
+    assert here.one("SELECT state FROM polaris.indexes") == "released"
+    assert here.one("SELECT state FROM polaris.credentials WHERE owner LIKE 'index/%'") == "revoked"
+    assert here.objects.secret("team", "handbook-reporting") is None
+
+    here.ready(**ACCESS)
+    assert here.fingerprint(key) == before
+    assert here.resource(key).status["catalog"] == label
+    assert here.one(f"SELECT count(*) FROM {here.schema(key)}.g1_chunks") == 40
+
+
+@pytest.mark.postgres
+def test_an_object_that_went_while_the_operator_was_away_is_noticed(here: Place) -> None:
+    key, other = here.ready(), here.ready("other")
+
+    here.stop()
+    here.remove(key)
+    here.start()
+    here.go()
+
+    states = here.sql("SELECT name, state FROM polaris.indexes ORDER BY 1")
+    assert states == [("handbook", "released"), ("other", "active")]
+    assert said_of(dict(here.resource(other).status), "Ready")["status"] == "True"
+
+
+@pytest.mark.postgres
+def test_suspended_a_deleted_index_is_kept_whatever_its_policy(here: Place) -> None:
+    key = here.ready(**DELETE)
+    here.put(index_manifest(**DELETE, suspend=True))
+    here.go(key)
+
+    here.remove(key)
+    here.go()
+
+    assert here.objects.get(key) is None
+    assert here.one("SELECT state FROM polaris.indexes") == "released"
+
+
+@pytest.mark.postgres
+def test_an_index_that_another_installation_owns_survives_the_deletion_of_its_namesake(here: Place) -> None:
+    key = here.ready()
+    there = here.neighbour("there")
+    there.put(index_manifest(**DELETE))
+    there.go(key)
+
+    there.remove(key)
+    there.go()
+
+    assert there.objects.get(key) is None
+    assert here.one("SELECT state FROM polaris.indexes") == "active"
+    assert said_of(here.go(key), "Ready")["status"] == "True"
+
+
+@pytest.mark.postgres
+def test_an_object_that_was_never_made_true_goes_at_once(place: Place) -> None:
+    key = place.put(index_manifest(**DELETE))
+    place.go()
+    place.go()
+    assert said_of(dict(place.resource(key).status), "Stalled")["reason"] == Reason.MODEL_UNAVAILABLE
+
+    place.remove(key)
+    place.go()
+
+    assert place.objects.get(key) is None
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("state", "found", "known", "orphan"),
+    [
+        ("active", None, True, True),
+        ("active", None, False, False),
+        ("active", resource(spec()), True, False),
+        ("released", None, True, False),
+        ("deleting", None, True, True),
+        ("deleting", None, False, False),
+        ("deleting", resource(spec()), True, True),
+        ("deleting", resource(spec(), deleted_at=NOW), True, False),
+    ],
+    ids=[
+        "gone",
+        "not seen, in a listing that is not complete",
+        "there",
+        "released already",
+        "gone in the middle of its removal",
+        "in the middle of its removal, and the listing is not complete",
+        "a new one, while the old one is removed",
+        "being deleted: its own pass sees to it",
+    ],
+)
+def test_only_what_nobody_wants_any_more_is_collected(
+    *, state: Any, found: Any, known: bool, orphan: bool
+) -> None:
+    assert is_orphan(row(spec(), state=state), found, known=known) == orphan
