@@ -166,7 +166,9 @@ class Reconciler:
             if settled.gone:
                 self._gone(key)
                 return None
-            doors.postgres.beat()
+            blocked = side.in_the_way(spec, settled.world)
+            if blocked is None:
+                doors.postgres.beat()
         except PolarisError as error:
             if isinstance(error, DatabaseRefused):
                 self._databases.forget_login(key)
@@ -174,9 +176,9 @@ class Reconciler:
                 self._databases.block(key, shared.blocked_by(error))
             raise
         allowed = frozenset(spec.allowed_namespaces or [key.namespace])
-        if self._databases.settle(key, allowed, side.in_the_way(spec, settled.world)):
+        if self._databases.settle(key, allowed, blocked):
             self._wake_indexes(key)
-        collected = side.collect(resource, doors, now)
+        collected = side.collect(resource, doors, now) if blocked is None else None
         times = (settled.again, collected, self._resync_seconds)
         return min(time for time in times if time is not None)
 

@@ -224,11 +224,16 @@ def _translated(what: str) -> Iterator[None]:
     try:
         yield
     except _REFUSALS as error:
-        raise VaultRefused(f"Vault refuses to {what}: {error}") from None
+        raise VaultRefused(f"Vault refuses to {what}: {_said(error)}") from None
     except hvac.exceptions.VaultError as error:
-        raise VaultUnavailable(f"Vault does not {what}: {error}") from None
+        raise VaultUnavailable(f"Vault does not {what}: {_said(error)}") from None
     except requests.RequestException as error:
         raise VaultUnavailable(f"Vault does not answer to {what}: {_root(error)}") from None
+
+
+def _said(error: hvac.exceptions.VaultError) -> str:
+    """Return what Vault said, in one line, without where we asked."""
+    return " ".join(str(error.args[0]).split())
 
 
 def _root(error: BaseException) -> BaseException:

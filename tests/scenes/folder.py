@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,10 @@ class FolderScene:
 
     def abandon(self) -> None:
         """Leave it as a kill -9 would: nothing is logged out of, nothing revoked."""
+        for entry in self.operator.databases._entries.values():
+            for door in (entry.postgres, entry.vault):
+                if door is not None:
+                    door.close()
         self.objects.close()
 
     def apply(self, manifest: Mapping[str, Any]) -> Key:
@@ -84,6 +90,12 @@ class FolderScene:
     def reconcile(self, key: Key = MAIN) -> float | None:
         """Make one pass."""
         return self.operator.reconciler.reconcile(key)
+
+    def age_own_login(self, age: timedelta) -> None:
+        """Let the operator's own login be so much older."""
+        entry = self.operator.databases._entries[MAIN]
+        assert entry.own is not None
+        entry.own = replace(entry.own, issued_at=entry.own.issued_at - age)
 
     def read(self, key: Key = MAIN) -> Resource:
         """The object now."""
