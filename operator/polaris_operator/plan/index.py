@@ -234,7 +234,7 @@ def _point(case: _Case, aim: Aim) -> list[Step]:
     if serving is None:
         statements.append(set_generation(aim, valid_since=Sql("coalesce(valid_since, now())")))
     if not same or serving is None:
-        statements.append(_write_spec(resource, aim))
+        statements += [*recall.forget(aim), _write_spec(resource, aim)]
         statements.append(tell(CATALOG_CHANNEL, number))
     elif row is not None and row.object_generation != resource.generation:
         statements.append(

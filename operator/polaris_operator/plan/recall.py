@@ -80,7 +80,7 @@ def steps(aim: Aim, now: datetime) -> list[Step]:
     relation = aim.world.relations.get(aim.chunks.name)
     if generation is None or relation is None or generation.state != "serving":
         return []
-    why = due(generation, relation.rows, _target(aim), now, raised=_target_changed(aim))
+    why = due(generation, relation.rows, aim.spec.search.target_recall_percent / 100, now)
     if why is None:
         return []
     if generation.vector_index is None or relation.rows <= EXACT_ROWS:
@@ -96,24 +96,10 @@ def steps(aim: Aim, now: datetime) -> list[Step]:
     return [Step(Reason.NOT_MEASURED, f"Measure the recall of {generation.vector_index}: {why}", action)]
 
 
-def _target(aim: Aim) -> float:
-    return aim.spec.search.target_recall_percent / 100
-
-
-def _target_changed(aim: Aim) -> bool:
-    return aim.made is not None and (
-        aim.made.search.target_recall_percent != aim.spec.search.target_recall_percent
-    )
-
-
-def due(
-    generation: GenerationRow, rows: int, target: float, now: datetime, *, raised: bool = False
-) -> str | None:
+def due(generation: GenerationRow, rows: int, target: float, now: datetime) -> str | None:
     """Return why recall is to be measured (again); None where it need not be."""
     if generation.recall_at is None or generation.recall_rows is None:
-        return "it was never measured"
-    if raised:
-        return "another recall is asked for"
+        return "it was never measured for what is promised"
     changed = abs(rows - generation.recall_rows)
     old = now - generation.recall_at >= timedelta(seconds=AGE_SECONDS)
     if changed > CHANGED_SHARE * max(generation.recall_rows, EXACT_ROWS) or (old and changed):
@@ -121,6 +107,13 @@ def due(
     if old and (generation.recall is None or generation.recall < target):
         return "the last measurement kept no promise"
     return None
+
+
+def forget(aim: Aim) -> tuple[Sql, ...]:
+    """Return the statement by which another promise is measured anew; none where it is the same."""
+    if aim.made is None or (aim.made.search.target_recall_percent == aim.spec.search.target_recall_percent):
+        return ()
+    return (set_generation(aim, recall_at=Sql("NULL")),)
 
 
 def _by_definition(aim: Aim, generation: GenerationRow, rows: int) -> Step:
