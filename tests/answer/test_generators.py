@@ -56,7 +56,7 @@ def any_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Gener
     key = tmp_path / "key"
     key.write_text("secret-of-llama\n")
     if request.param == "llama-server":
-        yield OpenAI(Remote(request.getfixturevalue("llama_server"), "smollm2", key, 60))
+        yield OpenAI(Remote(request.getfixturevalue("llama_server"), "smollm2", key, 240))
         return
     form: Literal["openai", "gemini"] = "gemini" if "gemini" in request.param else "openai"
     with serving(form) as running:
@@ -83,11 +83,11 @@ async def test_the_real_server_refuses_a_wrong_key_and_a_prompt_that_is_too_long
     key = tmp_path / "key"
     key.write_text("wrong")
     with pytest.raises(GeneratorRefused, match="401"):
-        await written(OpenAI(Remote(llama_server, "smollm2", key, 60)))
+        await written(OpenAI(Remote(llama_server, "smollm2", key, 240)))
     key.write_text("secret-of-llama")
     with pytest.raises(GeneratorRefused, match="400"):
         await written(
-            OpenAI(Remote(llama_server, "smollm2", key, 60)), build("word " * 6000, [PASSAGE], "mark")
+            OpenAI(Remote(llama_server, "smollm2", key, 240)), build("word " * 6000, [PASSAGE], "mark")
         )
 
 
