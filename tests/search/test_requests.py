@@ -10,7 +10,7 @@ import pytest
 
 from polaris.errors import InvalidInput, TooLarge
 from polaris.spec import Embedding
-from polaris_service.search import vectors
+from polaris_service import vectors
 from polaris_service.search.requests import Limits, parse
 
 pytestmark = pytest.mark.unit

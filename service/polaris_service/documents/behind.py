@@ -33,6 +33,7 @@ from polaris.errors import (
 from polaris.names import chunks_table
 from polaris.spec import Embedding
 from polaris.telemetry import logger
+from polaris_service import vectors
 from polaris_service.database import Connection, Database
 from polaris_service.documents import loading
 from polaris_service.documents import statements as sql
@@ -41,7 +42,6 @@ from polaris_service.documents.rows import CHUNK_COLUMNS, Version, chunk_rows, t
 from polaris_service.documents.store import claim_chunks
 from polaris_service.embed.provider import Kind, Provider
 from polaris_service.indexes import IndexNotReady, ServedIndex
-from polaris_service.search import vectors
 
 _log = logger(__name__)
 

@@ -16,10 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 from polaris import attributes as declared_attributes
 from polaris.errors import Conflict, InvalidInput, TooLarge
 from polaris.spec import AttributeType, Embedding
+from polaris_service import vectors
 from polaris_service.bodies import escape
 from polaris_service.documents.chunking import Span
 from polaris_service.problems import Fault, InvalidBody, validated
-from polaris_service.search import vectors
 
 TITLE_CHARACTERS = 1024
 URI_CHARACTERS = 4096

@@ -16,7 +16,7 @@ from polaris_service.indexes import ServedIndex
 from polaris_service.search import route, statements
 from polaris_service.search.filters import Condition, Filter, compile_filter
 from polaris_service.search.route import IndexFacts, Kind, Strategy
-from polaris_service.search.vectors import Vector, score
+from polaris_service.vectors import Vector, score
 
 _FRESH_SECONDS = 10.0
 _REMEMBERED = 4096

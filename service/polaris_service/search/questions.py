@@ -15,7 +15,7 @@ from polaris.errors import EmbedderRefused
 from polaris.spec import Embedding
 from polaris_service.embed.provider import Kind
 from polaris_service.embed.registry import Embedders
-from polaris_service.search.vectors import Vector, check
+from polaris_service.vectors import Vector, check
 
 Embed: TypeAlias = Callable[[Embedding, str], Awaitable[Vector]]
 """Embeds one question; raises EmbedderUnavailable and EmbedderRefused."""

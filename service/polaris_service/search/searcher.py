@@ -19,7 +19,7 @@ from polaris_service.search.dense import Dense, Found, Hit
 from polaris_service.search.questions import Questions
 from polaris_service.search.requests import Limits, SearchRequest
 from polaris_service.search.route import Strategy
-from polaris_service.search.vectors import Vector
+from polaris_service.vectors import Vector
 
 
 class GenerationGone(Conflict):
