@@ -226,12 +226,14 @@ class MigrateSettings(Settings):
     database_secret: str = ""
     """Folder that holds the login's Secret as files, one a key."""
     database_url: str = ""
-    """Without such a folder: postgresql://LOGIN:PASSWORD@HOST:PORT/DATABASE?sslmode=…"""
+    """Without such a folder: `postgresql://LOGIN:PASSWORD@HOST:PORT/DATABASE?sslmode=…`."""
 
 
 class FolderSettings(Settings):
     """Settings of the commands that reconcile without a cluster: `polaris plan`, `apply` and `get`."""
 
+    log_level: Literal["debug", "info", "warning", "error"] = "warning"
+    """Least level of what is logged."""
     data: Path = Path(".polaris")
     """Folder that holds everything that `polaris up` keeps; Secrets and status of objects too."""
 
@@ -239,6 +241,8 @@ class FolderSettings(Settings):
 class UpSettings(FolderSettings):
     """Settings of `polaris up`."""
 
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least level of what is logged."""
     host: str = "127.0.0.1"
     """Address of the service."""
     port: Port = 8080
