@@ -14,13 +14,16 @@ from polaris.settings import OperatorSettings
 
 _LOCAL = ("ingest", "search")
 _CLUSTER = ("ready", "operator")
+_BENCHES = (*_LOCAL, *_CLUSTER)
 
 
 def arguments(given: Sequence[str]) -> argparse.Namespace:
     """Return what was asked for."""
     parser = argparse.ArgumentParser(prog="make bench", description="Measure; see docs/benchmarks.md.")
-    benches = (*_LOCAL, *_CLUSTER)
-    parser.add_argument("benches", nargs="*", choices=benches, default=benches, metavar="BENCH")
+    # argparse's `choices` would refuse that none is named.
+    parser.add_argument(
+        "benches", nargs="*", type=_bench, metavar="BENCH", help=f"of {', '.join(_BENCHES)} [all]"
+    )
     parser.add_argument(
         "--rows", type=int, default=100_000, help="documents, of one chunk each [%(default)s]"
     )
@@ -32,15 +35,24 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--indexes", type=int, default=1000, help="of operator [%(default)s]")
     resync = OperatorSettings().resync_seconds
     parser.add_argument("--resync", type=float, default=resync, help="seconds, of the operator [%(default)s]")
-    parser.add_argument("--json", type=Path, default=Path("bench.json"), help="file [%(default)s]")
+    parser.add_argument(
+        "--json", type=Path, default=Path("bench.json"), help="file of all samples [%(default)s]"
+    )
+    parser.add_argument("--markdown", type=Path, help="file for the table as in docs/benchmarks.md [none]")
     asked = parser.parse_args(given)
-    asked.benches = asked.benches or benches
+    asked.benches = asked.benches or [*_BENCHES]
     return asked
+
+
+def _bench(name: str) -> str:
+    if name not in _BENCHES:
+        raise argparse.ArgumentTypeError(f"{name} is none of {', '.join(_BENCHES)}")
+    return name
 
 
 def run(asked: argparse.Namespace) -> Report:
     """Run the benches that were asked for, and return what they found."""
-    settings = {name: value for name, value in vars(asked).items() if name not in ("json", "benches")}
+    settings = {name: value for name, value in vars(asked).items() if name not in ("json", "markdown")}
     report = Report({**machine.about(), "settings": settings})
     if not set(_LOCAL).isdisjoint(asked.benches):
         _run_local(asked, report)
@@ -73,6 +85,8 @@ def main() -> None:
     report = run(asked)
     report.show(sys.stdout)
     report.write(asked.json)
+    if asked.markdown:
+        asked.markdown.write_text(report.markdown(), encoding="utf-8")
     print(f"all samples: {asked.json}")
 
 

@@ -133,6 +133,15 @@ class Report:
         yield str(figure.goal or "")
         yield {None: "", True: "reached", False: "MISSED"}[figure.reached]
 
+    def markdown(self) -> str:
+        """Return all as it stands in docs/benchmarks.md."""
+        headings = ("bench", "figure", "median", "low … high", "n", "unit", "goal", "")
+        lines = [f"{key}: {_flat(value)}  " for key, value in self.about.items()]
+        lines += ["", f"| {' | '.join(headings)} |", "|---|---|--:|---|--:|---|---|---|"]
+        lines += [f"| {' | '.join(self._row(figure))} |" for figure in self.figures]
+        lines += ["", *(f"- {note}" for note in self.notes)]
+        return "\n".join(lines) + "\n"
+
     def write(self, path: Path) -> None:
         """Write all as JSON."""
         document = {

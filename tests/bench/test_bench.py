@@ -75,6 +75,14 @@ def test_percentiles_are_of_requests_that_happened() -> None:
         Timing.of([], 1.0)
 
 
+@pytest.mark.unit
+def test_without_a_word_all_four_are_run_at_full_size() -> None:
+    asked = program.arguments([])
+    assert asked.benches == ["ingest", "search", "ready", "operator"]
+    assert (asked.rows, asked.indexes, asked.repetitions) == (100_000, 1000, 10)
+    assert program.arguments(["search", "--rows", "10"]).benches == ["search"]
+
+
 @contextmanager
 def _server(status: int) -> Iterator[tuple[str, int]]:
     class Handler(BaseHTTPRequestHandler):
@@ -146,3 +154,4 @@ def _shown_and_written(report: Report, folder: Path) -> None:
     assert [figure["name"] for figure in written["figures"]] == [figure.name for figure in report.figures]
     assert all(figure.bench in table for figure in report.figures)
     assert written["about"]["commit"] in table
+    assert all(f"| {figure.bench} | {figure.name} |" in report.markdown() for figure in report.figures)
