@@ -150,6 +150,23 @@ _TRANSLATIONS: tuple[tuple[tuple[type[BaseException], ...], type[PolarisError], 
 )
 
 
+# All that the driver raises on its own account. InternalClientError is what a statement meets on a
+# connection whose end the server announced a moment before.
+_DRIVERS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
+_BROKEN = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.InternalClientError,
+    OSError,
+)
+
+
+def _broken(error: BaseException) -> bool:
+    """Return whether the connection can be of no use any more, whatever it believes itself."""
+    return isinstance(error, _BROKEN) and not isinstance(error, TimeoutError)
+
+
 def translate(error: BaseException) -> PolarisError | None:
     """Return the error of our tree for one of the driver's or the network's; None: not one of them."""
     for classes, made, message in _TRANSLATIONS:
@@ -281,15 +298,16 @@ class Database:
         try:
             with _tracer.start_as_current_span(f"sql {kind}"):
                 yield connection
-        except asyncpg.InterfaceError as error:
-            # The driver says so of a connection that broke, and of one that is used wrongly.
-            raise self._failed(kind, error) if connection.is_closed() else error from error
-        except (asyncpg.PostgresError, OSError) as error:
+        except _DRIVERS as error:
+            if isinstance(error, asyncpg.InterfaceError) and not connection.is_closed():
+                raise  # It was used wrongly: a fault of ours.
+            if _broken(error):
+                connection.terminate()
             raise self._failed(kind, error) from error
         finally:
             self._metrics.sql_seconds.labels(kind).observe(time.perf_counter() - begun)
             # A connection that broke is thrown away by the pool, and says so; nobody needs to know.
-            with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            with contextlib.suppress(*_DRIVERS):
                 await bound.pool.release(connection)
 
     @contextlib.asynccontextmanager
@@ -302,7 +320,7 @@ class Database:
                 yield connection
             except BaseException:
                 # What went wrong counts, not that a broken connection cannot be rolled back.
-                with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+                with contextlib.suppress(*_DRIVERS):
                     await transaction.rollback()
                 raise
             await transaction.commit()
@@ -318,7 +336,7 @@ class Database:
                 raise Overloaded(
                     f"all {self._size} connections to PostgreSQL are busy", retry_after=1.0
                 ) from None
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            except _DRIVERS as error:
                 if self._bound is not bound:
                     continue  # It was swapped while we waited.
                 raise self._failed(kind, error) from error
@@ -365,7 +383,7 @@ class Database:
         try:
             async with asyncio.timeout(_CONNECT_SECONDS):
                 await bound.pool.fetchrow(_PROBE)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        except _DRIVERS as error:
             problem = translate(error)
             if isinstance(problem, LoginRefused) and self._bound is bound:
                 _log.warning("login refused", username=bound.login.username, epoch=bound.login.epoch)
@@ -407,7 +425,7 @@ class Database:
             if vector_schema is None:
                 raise NoDatabaseYet("the database has no extension vector yet", 2.0)
             return _Bound(login, pool, row["id"], vector_schema)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, PolarisError) as error:
+        except (*_DRIVERS, PolarisError) as error:
             if pool is not None:
                 pool.terminate()
             raise _why(error) from error
@@ -436,7 +454,7 @@ class Database:
             try:
                 async with asyncio.timeout(seconds or None):
                     await (bound.pool.close() if seconds else _terminate(bound.pool))
-            except (TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            except _DRIVERS:
                 bound.pool.terminate()
             self._report_now.set()
 
@@ -497,7 +515,7 @@ class Database:
                 continue
             try:
                 await self._listen_on(bound.login)
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            except _DRIVERS:
                 await _wait(self._listen_again, 1.0)
 
     async def _listen_on(self, login: Login) -> None:
@@ -541,7 +559,7 @@ async def _wait(event: asyncio.Event, seconds: float, *, keep: bool = False) -> 
 async def _close(connection: asyncpg.Connection) -> None:
     try:
         await connection.close(timeout=1)
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+    except _DRIVERS:
         connection.terminate()
 
 

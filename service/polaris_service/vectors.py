@@ -1,4 +1,4 @@
-"""Query vectors: from JSON to what the driver sends in binary."""
+"""Vectors: from JSON to what the driver sends in binary, and scores from distances."""
 
 from __future__ import annotations
 

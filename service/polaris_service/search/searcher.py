@@ -12,9 +12,10 @@ from typing import Any, ClassVar
 import orjson
 
 from polaris.errors import Conflict, DeadlineExceeded
+from polaris_service import vectors
 from polaris_service.database import Database, TableMissing
 from polaris_service.indexes import Indexes, ServedIndex
-from polaris_service.search import filters, freshness, vectors
+from polaris_service.search import filters, freshness
 from polaris_service.search.dense import Dense, Found, Hit
 from polaris_service.search.questions import Questions
 from polaris_service.search.requests import Limits, SearchRequest
