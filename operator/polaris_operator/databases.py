@@ -19,6 +19,7 @@ from polaris.spec import Vault as VaultSpec
 from polaris.status import Reason
 from polaris.telemetry import logger
 from polaris_operator.doors import Doors
+from polaris_operator.listener import Listener
 from polaris_operator.objects import Key, Objects, Resource
 from polaris_operator.postgres import Identity, Postgres, Server
 from polaris_operator.steps import Blocked
@@ -37,6 +38,7 @@ class _Entry:
     own: OwnLogin | None = None
     postgres: Postgres | None = None
     doors: Doors | None = None
+    listener: Listener | None = None
     blocked: Blocked | None = None
     """Why indexes can't use it; None: they can."""
     allowed: frozenset[str] | None = None
@@ -74,6 +76,8 @@ class Databases:
             entry = self._entries.setdefault(database, _Entry(blocked=_not_ready(database, "new")))
         could_not = entry.blocked is not None
         entry.allowed, entry.blocked = allowed, blocked
+        if blocked is None and entry.listener is None and entry.postgres is not None:
+            entry.listener = Listener(entry.postgres, self._process.installation, self._wake)
         return could_not and blocked is None
 
     def block(self, database: Key, blocked: Blocked) -> None:
@@ -117,6 +121,8 @@ class Databases:
             entry = self._entries.pop(database, None)
         if entry is None:
             return
+        if entry.listener is not None:
+            entry.listener.stop()
         if entry.postgres is not None:
             entry.postgres.resign()
             if not entry.postgres.builds():

@@ -10,6 +10,8 @@ What PostgreSQL says is translated here, by SQLSTATE, into the tree of `polaris.
 from __future__ import annotations
 
 import contextlib
+import select
+import socket
 import tempfile
 import threading
 import uuid
@@ -196,6 +198,28 @@ class Postgres:
             target=self._build, args=(connection, session, action, ended), name=action.index, daemon=True
         ).start()
         return True
+
+    def listen(self, channel: str, heard: Callable[[], None], until: socket.socket) -> None:
+        """Call `heard` each time that something was told on a channel, until there is something to read.
+
+        And once at the beginning, for what was told before. Raises DatabaseUnavailable where the session
+        is lost; what is told meanwhile nobody hears.
+        """
+        with self._session("listen", {}) as connection:
+            driver = cast("psycopg2.extensions.connection", connection.connection.dbapi_connection)
+            run(connection, compose("LISTEN {channel}", channel=identifier(channel)))
+            heard()
+            while True:
+                select.select([driver.fileno(), until.fileno()], [], [])
+                if select.select([until.fileno()], [], [], 0)[0]:
+                    return
+                try:
+                    driver.poll()
+                except psycopg2.Error as error:
+                    raise DatabaseUnavailable(f"nobody tells us anything: {error}") from error
+                if driver.notifies:
+                    driver.notifies.clear()
+                    heard()
 
     def take_over(self, installation: uuid.UUID, name: str, holder: str) -> None:
         """Become the process that writes for this installation, and end what older ones do.
@@ -428,12 +452,11 @@ _REFUSALS = (
 )
 # By SQLSTATE, or by its class (the first two characters).
 _BY_STATE: dict[str, Callable[[str], PolarisError]] = {
-    "23505": Conflict,  # unique_violation: somebody else was first
     "55P03": Conflict,  # lock_not_available
     "55006": Conflict,  # object_in_use
     "40": Conflict,  # serialization failures, deadlocks
     # Somebody made or dropped it since it was looked at.
-    "23505": Conflict,  # unique_violation
+    "23505": Conflict,  # unique_violation: somebody else was first
     "42P01": Conflict,  # undefined_table
     "42P06": Conflict,  # duplicate_schema
     "42P07": Conflict,  # duplicate_table

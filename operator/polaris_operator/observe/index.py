@@ -63,6 +63,14 @@ WHERE i.id = ANY(CAST(:numbers AS integer[])) OR (i.namespace, i.name) IN
 """)  # noqa: S608  a constant of ours
 _OWN_ROWS = text(_INDEX_COLUMNS + "WHERE i.installation_id = :installation ORDER BY i.id")
 
+_LOADS = text("""
+SELECT i.namespace, i.name FROM polaris.indexes i
+JOIN polaris.generations g ON g.index_id = i.id AND g.number = i.serving
+WHERE i.installation_id = :installation AND i.state = 'active'
+  AND (g.state = 'serving' AND g.load_requested_at IS NOT NULL
+    OR g.state = 'loading' AND g.load_requested_at IS NULL)
+""")
+
 _GENERATIONS = text("""
 SELECT index_id, number, state, embedding, chunking, vector_index, ef_search, recall, recall_rows,
   recall_at, load_requested_at, valid_since, low_water
@@ -184,6 +192,12 @@ def gather_own(connection: Connection, installation: UUID) -> tuple[IndexRow, ..
     """Return all indexes that this installation owns, released and half removed ones too."""
     found = connection.execute(_OWN_ROWS, {"installation": installation})
     return tuple(_index_row(row) for row in found.mappings())
+
+
+def gather_loads(connection: Connection, installation: UUID) -> tuple[Claim, ...]:
+    """Return our indexes that a bulk load is wished for, or whose bulk load is over."""
+    found = connection.execute(_LOADS, {"installation": installation})
+    return tuple(Claim(row.namespace, row.name) for row in found)
 
 
 def gather_row(connection: Connection, installation: UUID, row: IndexRow) -> IndexWorld:
@@ -492,4 +506,4 @@ def _index_of(plan: Any) -> str | None:
     )
 
 
-__all__ = ["gather", "gather_own", "gather_row"]
+__all__ = ["gather", "gather_loads", "gather_own", "gather_row"]

@@ -28,6 +28,7 @@ from polaris_operator.world.credentials import Wanted
 from polaris_operator.world.index import IndexWorld
 
 _NOT_OURS_SECONDS = 30.0
+_SHORTEST_SECONDS = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +67,7 @@ def plan_index(
         return Plan((), (), decision.blocked, _NOT_OURS_SECONDS)
     aim = Aim(name, world, decision.spec, ownership.guard(resource, world, name), decision.made)
     if (unavailable := _model_unavailable(aim)) is not None:
-        return Plan((), (), unavailable, LOOK_AGAIN_SECONDS)
+        return Plan((), (), unavailable, _patience(resource, now))
     case = _Case(resource, spec, aim, decision, now)
     if claim is None:
         return _plan(case, (*_finalizer(resource, spec), *_policy(aim, spec)), ())
@@ -144,6 +145,15 @@ def _model_unavailable(aim: Aim) -> Blocked | None:
         f" with dimension {wanted.dimension}; offered: {offered}"
     )
     return Blocked(Reason.MODEL_UNAVAILABLE, message, stalled=True)
+
+
+def _patience(resource: Resource, now: datetime) -> float:
+    """Return when to look for a worker again: soon at first, when everything has just been started."""
+    for condition in resource.status.get("conditions", ()):
+        if condition["type"] == "Stalled" and condition["reason"] == Reason.MODEL_UNAVAILABLE:
+            waited = (now - datetime.fromisoformat(condition["lastTransitionTime"])).total_seconds()
+            return min(max(waited / 2, _SHORTEST_SECONDS), _NOT_OURS_SECONDS)
+    return _SHORTEST_SECONDS
 
 
 # --- the way to the spec -------------------------------------------------------------------------
