@@ -299,9 +299,9 @@ class Database:
             with _tracer.start_as_current_span(f"sql {kind}"):
                 yield connection
         except _DRIVERS as error:
-            if isinstance(error, asyncpg.InterfaceError) and not connection.is_closed():
+            if isinstance(error, asyncpg.InterfaceError) and not _is_closed(connection):
                 raise  # It was used wrongly: a fault of ours.
-            if _broken(error):
+            if _broken(error) and not _is_closed(connection):
                 connection.terminate()
             raise self._failed(kind, error) from error
         finally:
@@ -554,6 +554,13 @@ async def _wait(event: asyncio.Event, seconds: float, *, keep: bool = False) -> 
     if not keep:
         event.clear()
     return True
+
+
+def _is_closed(connection: Connection) -> bool:
+    try:
+        return bool(connection.is_closed())
+    except asyncpg.InterfaceError:  # The pool has taken it back already.
+        return True
 
 
 async def _close(connection: asyncpg.Connection) -> None:

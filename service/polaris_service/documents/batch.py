@@ -32,7 +32,7 @@ GROUP_BYTES = 4 * 2**20
 # A group that is not full is committed when no line came for so long.
 _IDLE_SECONDS = 0.2
 # A group that meets a database that is away is tried again for so long before its lines fail.
-_PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = 10.0
 
 Result: TypeAlias = "dict[str, Any]"
 
@@ -76,6 +76,7 @@ class Batch:
         self._loading = loading
         self._index = index
         self._limits = limits
+        self._patience = PATIENCE_SECONDS
         self._results: asyncio.Queue[bytes | None] = asyncio.Queue()
 
     async def results(self, lines: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -162,21 +163,25 @@ class Batch:
 
     async def _written(self, writes: Sequence[Write]) -> Sequence[Written] | PolarisError:
         """Write a group, with patience for a database that is away for a moment."""
-        until = time.monotonic() + _PATIENCE_SECONDS
+        until = time.monotonic() + self._patience
         if any(write.ready for write in writes):
             self._index = await self._loading.before(self._index, len(writes))
         while True:
             try:
-                return await self._store.put_many(self._index, writes)
+                written = await self._store.put_many(self._index, writes)
             except DatabaseUnavailable as error:
                 # Nothing of the group was committed, or it was and is the same again: both are right.
                 if time.monotonic() >= until:
+                    self._patience = 0.0  # Waited once; what follows fails at once until one succeeds.
                     return error
                 await asyncio.sleep(error.retry_after or 1.0)
                 with contextlib.suppress(PolarisError):
                     self._index = await self._indexes.get(self._index.namespace, self._index.name)
             except PolarisError as error:
                 return error
+            else:
+                self._patience = PATIENCE_SECONDS
+                return written
 
 
 async def _with_pauses(lines: AsyncIterator[bytes], seconds: float) -> AsyncIterator[bytes | None]:
