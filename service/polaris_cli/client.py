@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import random
 import ssl
 import time
@@ -40,11 +41,16 @@ _ERRORS: dict[int, type[PolarisError]] = {
 _LONGEST_PAUSE = 60.0
 
 
+class Unreachable(Unavailable):
+    """Nobody listens there."""
+
+
 class Service:
     """A connection to the service. Use it as a context manager."""
 
     def __init__(self, settings: ClientSettings) -> None:
         self._settings = settings
+        self._answered = False
         self.address = settings.server.rstrip("/")
         self._client = httpx.Client(
             base_url=self.address,
@@ -70,10 +76,22 @@ class Service:
         """Send JSON, and return the JSON of the answer."""
         return self._json("POST", path, json=body)
 
+    def events(self, path: str, body: Any) -> Iterator[tuple[str, Any]]:
+        """Send JSON, and yield the name and JSON of each Server-Sent Event as it comes."""
+        name = ""
+        with self.stream("POST", path, json=body) as response:
+            for line in response.iter_lines():
+                field, _, value = line.partition(": ")
+                if field == "event":
+                    name = value
+                elif field == "data":
+                    yield name, json.loads(value)
+
     @contextmanager
     def stream(self, method: str, path: str, **request: Any) -> Iterator[httpx.Response]:
         """Send a request and lend the answer, to be read piece by piece."""
         with self._translated(), self._client.stream(method, path, **request) as response:
+            self._answered = True
             if response.is_error:
                 response.read()
             check(response)
@@ -82,7 +100,8 @@ class Service:
     def patiently(self, attempt: Callable[[], Any], tell: Callable[[str], None]) -> Any:
         """Call `attempt` until the service is not busy or away; Unavailable after long enough.
 
-        Waits as long as Retry-After says, else longer each time, and tells a person once.
+        Waits as long as Retry-After says, else longer each time, and tells a person once. A service
+        that never answered yet is taken for a wrong address.
         """
         deadline = time.monotonic() + self._settings.client_retry_seconds
         pause, told = 0.5, False
@@ -90,6 +109,8 @@ class Service:
             try:
                 return attempt()
             except Unavailable as error:
+                if isinstance(error, Unreachable) and not self._answered:
+                    raise
                 wait = min(error.retry_after or pause * random.uniform(0.5, 1), _LONGEST_PAUSE)  # noqa: S311
                 if time.monotonic() + wait > deadline:
                     raise
@@ -102,6 +123,7 @@ class Service:
     def _json(self, method: str, path: str, **request: Any) -> Any:
         with self._translated():
             response = self._client.request(method, path, **request)
+            self._answered = True
             check(response)
             return response.json()
 
@@ -110,7 +132,7 @@ class Service:
         try:
             yield
         except httpx.ConnectError:
-            raise Unavailable(
+            raise Unreachable(
                 f"nothing answers at {self.address}: start a service with 'polaris up',"
                 " or name another with --server or POLARIS_SERVER"
             ) from None

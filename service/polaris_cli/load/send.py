@@ -1,7 +1,6 @@
 """Documents to the service: in batches that bound memory, again where it is busy or away.
 
-A batch is small enough for its results to fit in the sockets' buffers, so neither side waits for
-the other. Documents are idempotent, so what was not answered for is sent again.
+Documents are idempotent, so what was not answered for is sent again.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlencode
 
 from polaris.errors import Unavailable
 from polaris_cli.client import Service, problem
@@ -19,8 +19,8 @@ from polaris_cli.load.files import Item
 from polaris_cli.names import IndexName
 from polaris_cli.show import Meter
 
-_BATCH_LINES = 200
-_BATCH_BYTES = 4 * 2**20
+_BATCH_LINES = 1000
+_BATCH_BYTES = 8 * 2**20
 _BUSY = {429, 503}
 _FIRST_LOOK, _LONGEST_LOOK = 0.1, 1.0
 
@@ -52,10 +52,13 @@ class Loader:
         self._service = service
         self._index = index
         self._tell = tell
+        self._before = 0
+        """The index's sequence before this load."""
         self.summary = Summary()
 
     def load(self, items: Iterable[Item], meter: Meter) -> None:
         """Send all; raises where the service refuses the whole, or stays away for too long."""
+        self._before = int(self._info()["sequence"])
         done = 0
         for batch in _batches(self._lines(items)):
             self._send(batch)
@@ -63,17 +66,31 @@ class Loader:
             meter.set(done)
 
     def wait(self, meter: Meter) -> None:
-        """Return once the index has nothing left to do for what was put in."""
+        """Return once the index has nothing left to do; tell of documents that could not be embedded."""
         pause, most = _FIRST_LOOK, 0
-        while pending := self._pending():
+        while pending := self._info()["pending"]:
             most = max(most, pending)
             meter.set(most - pending, most)
             time.sleep(pause)
             pause = min(pause * 2, _LONGEST_LOOK)
+        if self._info()["failed"]:
+            self._tell_failed()
 
-    def _pending(self) -> int:
-        info = self._service.patiently(lambda: self._service.get(self._index.path), self._tell)
-        return int(info["pending"])
+    def _info(self) -> Any:
+        return self._service.patiently(lambda: self._service.get(self._index.path), self._tell)
+
+    def _tell_failed(self) -> None:
+        """Tell of documents of this load that were given up on; others' are theirs to know."""
+        after = ""
+        while True:
+            query = urlencode({"state": "failed", "limit": 1000, "after": after})
+            page = self._service.get(f"{self._index.path}/documents?{query}")
+            for document in page["documents"]:
+                if self._before < document["sequence"] <= self.summary.sequence:
+                    why = f"can't be made searchable: {document.get('error') or 'the worker gave up'}"
+                    self._refuse(Refused(document["id"], why))
+            if not (after := page["after"] or ""):
+                return
 
     def _lines(self, items: Iterable[Item]) -> Iterator[Line]:
         for item in items:

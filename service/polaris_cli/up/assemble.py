@@ -36,6 +36,8 @@ from polaris_cli.up.supervise import Part, State, Supervisor
 DATABASE = "polaris"
 _READY_SECONDS = 120.0
 _LOOK_SECONDS = 0.1
+# What the status says may be of the run before, or of a moment in which not all was looked at.
+_STALLED_SECONDS = 5.0
 _PROBE_SECONDS = 1.0
 
 
@@ -135,7 +137,8 @@ class Up:
 
         def command() -> list[str]:
             number = port or ports.remembered(file)
-            return [sys.executable, "-P", "-m", "polaris_cli.main", *arguments(number)]
+            program = [sys.executable, "-P", "-m", "polaris_cli.main", *arguments(number)]
+            return [*program, "--log-level", self._settings.log_level]
 
         def ready() -> bool:
             pid = process.pid
@@ -202,13 +205,15 @@ class Up:
         file = self._folder.root / "status" / kind / layout.NAMESPACE / f"{name}.yaml"
         deadline = time.monotonic() + _READY_SECONDS
         said = "the operator has not looked at it yet"
+        stalled: float | None = None
         while True:
             self._check_parts()
             present = {kind: rest for kind, *rest in layout.conditions(_status(file))}
             state, reason, message = present.get("Ready", ("Unknown", "", said))
             if state == "True":
                 return
-            if "Stalled" in present:
+            stalled = (stalled or time.monotonic()) if "Stalled" in present else None
+            if stalled and time.monotonic() > stalled + _STALLED_SECONDS:
                 raise Prerequisite(f"{kind} default/{name} is stalled: {': '.join(present['Stalled'][1:])}")
             said = f"{reason}: {message}" if reason else message
             more(said)
