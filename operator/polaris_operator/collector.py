@@ -31,10 +31,10 @@ def collect(_: Resource, doors: Doors, now: datetime) -> float | None:
     One index that resists (somebody built on its views, Vault is away) stops no other.
     """
     with doors.postgres.read() as connection:
-        rows = gather_own(connection, doors.process.installation)
+        catalog, rows = gather_own(connection, doors.process.installation)
     resisting = False
     for row in rows:
-        if _is_orphan(row, doors.objects):
+        if _is_orphan(row, catalog, doors.objects):
             try:
                 _collect(row, doors, now)
             except PolarisError as error:
@@ -43,23 +43,30 @@ def collect(_: Resource, doors: Doors, now: datetime) -> float | None:
     return _RETRY_SECONDS if resisting else None
 
 
-def is_orphan(row: IndexRow, found: Resource | None, *, known: bool) -> bool:
-    """Whether the object that this row was made for is gone.
+def is_orphan(row: IndexRow, catalog: str, found: Resource | None, *, known: bool) -> bool:
+    """Whether the object that this row of a catalog was made for is gone.
 
     `found` is the object of its name, and `known` whether there not being one means anything.
     """
     if row.state == "released" or not known:
         return False
-    if found is None:
+    if found is None or _lives_elsewhere(found, catalog):
         return True
     # A new object of the name (of the same uid even, in a folder) takes up what the old one left, but
     # not what is being removed.
     return row.state == "deleting" and found.deleted_at is None
 
 
-def _is_orphan(row: IndexRow, objects: Objects) -> bool:
+def _lives_elsewhere(found: Resource, catalog: str) -> bool:
+    """Whether a new object of the name has been made true in another database."""
+    label = found.status.get("catalog")
+    return label is not None and not str(label).startswith(f"{catalog}/")
+
+
+def _is_orphan(row: IndexRow, catalog: str, objects: Objects) -> bool:
     known = objects.watches(row.namespace) and objects.complete()
-    return is_orphan(row, objects.get(Key("PolarisIndex", row.namespace, row.name)), known=known)
+    found = objects.get(Key("PolarisIndex", row.namespace, row.name))
+    return is_orphan(row, catalog, found, known=known)
 
 
 def _collect(row: IndexRow, doors: Doors, now: datetime) -> None:

@@ -32,8 +32,7 @@ class Index:
 
     def gather(self, resource: Resource, spec: PolarisIndexSpec, doors: Doors, now: datetime) -> IndexFacts:
         """Return what there is of the object's index; change nothing."""
-        key = resource.key
-        claim = Claim(key.namespace, key.name, resource.annotations.get(names.ADOPT_ANNOTATION))
+        claim = claim_of(resource)
         with doors.postgres.read() as connection:
             world = gather(connection, doors.process.installation, [claim])[claim]
         world = with_failures(world, doors)
@@ -84,6 +83,12 @@ class Index:
         vault = world.credentials is not None and world.credentials.vault is not None
         roles = forget_vault_role(world.index) if vault else ()
         return plan_index(resource, spec, world.index, now, revocations=(*logins.steps, *roles))
+
+
+def claim_of(resource: Resource) -> Claim:
+    """Return whose index the object says that it wants."""
+    key = resource.key
+    return Claim(key.namespace, key.name, resource.annotations.get(names.ADOPT_ANNOTATION))
 
 
 def has_logins(resource: Resource, world: IndexWorld) -> bool:

@@ -26,13 +26,13 @@ from polaris.settings import OperatorSettings
 from polaris.spec import Kind
 from polaris.telemetry import configure_logging, configure_tracing, logger
 from polaris_operator import events, probes
-from polaris_operator.collector import collect
 from polaris_operator.database import Database
 from polaris_operator.databases import Databases
 from polaris_operator.folder import FolderObjects
 from polaris_operator.index import Index
 from polaris_operator.kubernetes_api import KubernetesObjects, load_configuration
 from polaris_operator.objects import Key, Objects
+from polaris_operator.patrol import patrol
 from polaris_operator.queue import Queue
 from polaris_operator.reconcile import Reconciler, Sides
 from polaris_operator.world.database import Process
@@ -68,7 +68,7 @@ class Operator:
         self.objects = objects
         self.queue: Queue[Key] = Queue()
         self.databases = Databases(objects, process_of(objects), self.queue.add)
-        sides = Sides(Database(collect), Index())
+        sides = Sides(Database(patrol), Index())
         self.reconciler = Reconciler(
             objects, self.databases, sides, self.queue.add, resync_seconds=resync_seconds
         )

@@ -48,6 +48,8 @@ SECONDS = Histogram("polaris_operator_pass_seconds", "Time of a pass over an obj
 # What is made first decides what can be seen next: a catalog, then its roles, then its logins.
 _ROUNDS = 10
 _VAULT_SECONDS = 10.0
+# How much longer an index rests that the patrol of its database looks after.
+_PATROLLED = 10
 # What nothing waits for is tried again after so long.
 _ASIDE_SECONDS = 30.0
 
@@ -195,7 +197,9 @@ class Reconciler:
         if settled.gone:
             self._gone(resource.key)
             return None
-        return min(settled.again or self._resync_seconds, self._resync_seconds)
+        # Without logins of its own, its database's patrol looks at it in between.
+        rest = self._resync_seconds if spec.access else self._resync_seconds * _PATROLLED
+        return min(settled.again or rest, rest)
 
     def _settle(self, side: Side[S, W], resource: Resource, spec: S, doors: Doors) -> _Settled[W]:
         """Go round until nothing is left to be done, and report what there is then."""

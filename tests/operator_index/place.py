@@ -26,11 +26,11 @@ from polaris.sql import identifier
 from polaris_cli.up.postgres import PostgresServer
 from polaris_operator import bootstrap, database, index
 from polaris_operator.apply import apply
-from polaris_operator.collector import collect
 from polaris_operator.databases import Databases
 from polaris_operator.doors import Doors
 from polaris_operator.folder import FolderObjects
 from polaris_operator.objects import Key, Resource
+from polaris_operator.patrol import patrol
 from polaris_operator.postgres import Identity, Postgres, Server
 from polaris_operator.reconcile import Reconciler, Sides
 from polaris_operator.steps import Plan, Step
@@ -66,7 +66,7 @@ class Place:
         process = Process(installation, str(self.manifests), f"process-{uuid.uuid4()}")
         self.databases = Databases(self.objects, process, self.woken.add)
         self.side = index.Index()
-        sides = Sides(database.Database(collect), self.side)
+        sides = Sides(database.Database(patrol), self.side)
         self.reconciler = Reconciler(self.objects, self.databases, sides, self.woken.add)
         self.objects.look()
 

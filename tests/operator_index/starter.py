@@ -11,9 +11,9 @@ import uuid
 from pathlib import Path
 
 from polaris_operator import database, index
-from polaris_operator.collector import collect
 from polaris_operator.databases import Databases
 from polaris_operator.folder import FolderObjects
+from polaris_operator.patrol import patrol
 from polaris_operator.reconcile import Reconciler, Sides
 from polaris_operator.world.database import Process
 
@@ -22,7 +22,7 @@ def main(data: Path, manifests: Path) -> None:
     objects = FolderObjects(manifests, data)
     process = Process(uuid.UUID(objects.installation), "starter", "starter")
     databases = Databases(objects, process, lambda _: None)
-    sides = Sides(database.Database(collect), index.Index())
+    sides = Sides(database.Database(patrol), index.Index())
     reconciler = Reconciler(objects, databases, sides, lambda _: None)
     objects.look()
     for one in (*objects.list("PolarisDatabase"), *objects.list("PolarisIndex")):

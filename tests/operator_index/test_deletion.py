@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from operator_index.place import Place, index_manifest, said_of
-from operator_index.worlds import NOW, resource, row, spec
+from operator_index.worlds import CATALOG, NOW, resource, row, spec
 from polaris.status import Reason
 from polaris_operator.collector import is_orphan
 from polaris_operator.objects import Key
@@ -193,6 +193,8 @@ def test_an_object_that_was_never_made_true_goes_at_once(place: Place) -> None:
         ("active", None, True, True),
         ("active", None, False, False),
         ("active", resource(spec()), True, False),
+        ("active", resource(spec(), status={"catalog": f"{CATALOG}/7"}), True, False),
+        ("active", resource(spec(), status={"catalog": "deadbeef/1"}), True, True),
         ("released", None, True, False),
         ("deleting", None, True, True),
         ("deleting", None, False, False),
@@ -203,6 +205,8 @@ def test_an_object_that_was_never_made_true_goes_at_once(place: Place) -> None:
         "gone",
         "not seen, in a listing that is not complete",
         "there",
+        "there, and true here",
+        "a new one, true in another database",
         "released already",
         "gone in the middle of its removal",
         "in the middle of its removal, and the listing is not complete",
@@ -213,4 +217,4 @@ def test_an_object_that_was_never_made_true_goes_at_once(place: Place) -> None:
 def test_only_what_nobody_wants_any_more_is_collected(
     *, state: Any, found: Any, known: bool, orphan: bool
 ) -> None:
-    assert is_orphan(row(spec(), state=state), found, known=known) == orphan
+    assert is_orphan(row(spec(), state=state), CATALOG, found, known=known) == orphan

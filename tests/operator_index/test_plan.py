@@ -817,7 +817,7 @@ def test_drift_is_reported_and_left_as_it_is(world: IndexWorld) -> None:
     assert decided.steps == ()
     assert decided.withheld
     assert decided.blocked is not None
-    assert (decided.blocked.reason, decided.blocked.stalled) == (Reason.DRIFTED, False)
+    assert (decided.blocked.reason, decided.blocked.stalled) == (Reason.DRIFTED, True)
 
 
 def test_with_report_a_new_index_is_made_all_the_same() -> None:

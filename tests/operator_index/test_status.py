@@ -86,7 +86,7 @@ BUILDING = with_generation(without(made(SPEC, rows=5, **live(VECTOR)), indexes=(
             spec(drift="Report"),
             Reason.DRIFTED,
             "True",
-            "InProgress",
+            "Failed",
         ),
         (without(made(SPEC), relations=("chunks",)), spec(suspend=True), Reason.SUSPENDED, "True", "Failed"),
         (made(READERS), READERS, Reason.ROTATING, "True", "InProgress"),
@@ -138,10 +138,10 @@ def test_a_time_of_transition_stays_while_the_status_does() -> None:
 
 
 def test_what_serves_is_told() -> None:
-    found = status(made(SPEC, rows=5, query_url="http://polaris:8080"))
+    found = status(made(SPEC, rows=5, query_url="http://polaris:8080/"))
 
     assert found.catalog == f"{CATALOG}/7"
-    assert found.query_url == "http://polaris:8080"
+    assert found.query_url == "http://polaris:8080/v1/indexes/team/handbook"
     assert found.active is not None
     assert (found.active.generation, found.active.rows, found.active.model) == (1, 5, "e5")
     assert (found.active.table, found.active.index) == ("polaris_i7_handbook.g1_chunks", VECTOR)
@@ -150,7 +150,7 @@ def test_what_serves_is_told() -> None:
 
 
 def test_of_somebody_elses_index_nothing_is_told() -> None:
-    found = status(made(SPEC, row=row(SPEC, installation=OTHERS), query_url="http://polaris:8080"))
+    found = status(made(SPEC, row=row(SPEC, installation=OTHERS), query_url="http://polaris:8080/"))
 
     assert (found.catalog, found.query_url, found.active, found.verification) == (None,) * 4
 

@@ -55,7 +55,7 @@ def index_status(
         observed_generation=resource.generation,
         conditions=shared.stamped(resource.status, said, resource.generation, now),
         catalog=f"{world.catalog}/{world.row.number}" if ours and world.row else None,
-        query_url=world.query_url if ours and serving(resource, world).status == "True" else None,
+        query_url=_query_url(resource, world),
         active=active(world) if ours else None,
         candidate=candidate(world, now) if ours else None,
         plan=shown_plan(spec, world, plan.withheld),
@@ -146,6 +146,14 @@ def recall_met(resource: Resource, spec: PolarisIndexSpec, world: IndexWorld) ->
 def _percent(recall: float) -> str:
     # Rounded down: 99.96 is not 100.
     return f"{int(recall * 1000) / 10:.1f}"
+
+
+def _query_url(resource: Resource, world: IndexWorld) -> str | None:
+    """Return where queries of this index are answered; None where nobody says that he does."""
+    if world.query_url is None or serving(resource, world).status != "True":
+        return None
+    key = resource.key
+    return f"{world.query_url.rstrip('/')}/v1/indexes/{key.namespace}/{key.name}"
 
 
 # --- the rest ------------------------------------------------------------------------------------

@@ -50,6 +50,17 @@ _UNDER_WAY = text("""
 SELECT EXISTS (SELECT FROM polaris.credentials WHERE state = 'requested' AND source = 'vault'
   AND group_role = ANY(:groups) AND requested_at > now() - make_interval(secs => :seconds))
 """)
+# Made by Vault's login by our statement (`bootstrap.creation_statement`), which gives us ADMIN; a
+# login that a person added to a group is not touched.
+_STRAYS = text("""
+SELECT r.rolname FROM pg_auth_members m
+JOIN pg_roles r ON r.oid = m.member JOIN pg_roles g ON g.oid = m.roleid
+WHERE g.rolname = ANY(:groups) AND r.rolcanlogin
+  AND EXISTS (SELECT FROM pg_auth_members a JOIN pg_roles o ON o.oid = a.member
+    WHERE a.roleid = r.oid AND o.rolname = :operator AND a.admin_option)
+  AND NOT EXISTS (SELECT FROM polaris.credentials c WHERE c.username = r.rolname)
+ORDER BY 1
+""")
 
 
 def gather_credentials(
@@ -141,17 +152,18 @@ def _look_at_vault(
     try:
         roles = {names.vault_role(world.catalog, group): group for group in groups}
         right = frozenset(role for role, group in roles.items() if vault.issues_members(role, group))
-        return VaultSeen(right, _orphans(doors, vault, world, now))
+        return replace(_orphans(doors, vault, world, now), roles=right)
     except VaultUnavailable as error:
         return VaultSeen(unavailable=str(error))
     except VaultRefused as error:
         return VaultSeen(refused=str(error))
 
 
-def _orphans(doors: Doors, vault: Vault, world: CredentialsWorld, now: datetime) -> tuple[str, ...] | None:
-    """Return leases that somebody asked for and died before writing them down; None: not now.
+def _orphans(doors: Doors, vault: Vault, world: CredentialsWorld, now: datetime) -> VaultSeen:
+    """Return leases and logins that somebody asked for and died before writing them down.
 
-    Leases are listed before the ledger is read, so one that is issued meanwhile is in neither.
+    Leases are listed before the ledger is read, and logins together with it, so what is issued
+    meanwhile is in neither or is known to be under way.
     """
     settled = now - timedelta(seconds=REQUEST_SECONDS)
     groups = {
@@ -160,16 +172,21 @@ def _orphans(doors: Doors, vault: Vault, world: CredentialsWorld, now: datetime)
         if (login.source, login.state) == ("vault", "requested") and login.requested_at <= settled
     }
     if not groups:
-        return None
-    roles = [names.vault_role(world.catalog, group) for group in groups]
-    try:
-        leases = [lease for role in roles for lease in vault.leases(role)]
-    except VaultRefused as error:
-        log.warning("a lease may be left until it ends: Vault's policy lets nobody look", error=str(error))
-        return ()
+        return VaultSeen()
+    leases = _leases(vault, [names.vault_role(world.catalog, group) for group in groups])
     with doors.postgres.read() as connection:
         under_way = {"groups": list(groups), "seconds": REQUEST_SECONDS}
         if connection.execute(_UNDER_WAY, under_way).scalar_one():
-            return None
+            return VaultSeen()
         known = set(connection.execute(_KNOWN_LEASES, {"leases": leases}).scalars())
-    return tuple(lease for lease in leases if lease not in known)
+        looked_for = {"groups": list(groups), "operator": names.OPERATOR_ROLE}
+        strays = tuple(connection.execute(_STRAYS, looked_for).scalars())
+    return VaultSeen(orphans=tuple(lease for lease in leases if lease not in known), strays=strays)
+
+
+def _leases(vault: Vault, roles: Iterable[str]) -> list[str]:
+    try:
+        return [lease for role in roles for lease in vault.leases(role)]
+    except VaultRefused as error:
+        log.warning("a lease may be left until it ends: Vault's policy lets nobody look", error=str(error))
+        return []

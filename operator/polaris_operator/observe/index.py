@@ -188,10 +188,11 @@ def gather(
     return _worlds(connection, installation, rows, claims=claims, canary=canary)
 
 
-def gather_own(connection: Connection, installation: UUID) -> tuple[IndexRow, ...]:
-    """Return all indexes that this installation owns, released and half removed ones too."""
+def gather_own(connection: Connection, installation: UUID) -> tuple[str, tuple[IndexRow, ...]]:
+    """Return the catalog's id, and what this installation has in it, released and half removed too."""
+    catalog: str = connection.execute(text("SELECT id FROM polaris.catalog")).scalar_one()
     found = connection.execute(_OWN_ROWS, {"installation": installation})
-    return tuple(_index_row(row) for row in found.mappings())
+    return catalog, tuple(_index_row(row) for row in found.mappings())
 
 
 def gather_loads(connection: Connection, installation: UUID) -> tuple[Claim, ...]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from polaris import names
+from polaris.sql import compose, identifier
 from polaris.status import Reason
 from polaris_operator import ledger
 from polaris_operator.steps import (
@@ -27,7 +28,7 @@ from polaris_operator.steps import (
     Step,
     WriteVaultRole,
 )
-from polaris_operator.world.credentials import CredentialsWorld, Login, Wanted
+from polaris_operator.world.credentials import CredentialsWorld, Login, VaultSeen, Wanted
 
 # What a request to Vault may take: only then is a lease that nobody wrote down nobody's.
 REQUEST_SECONDS = 30
@@ -182,11 +183,19 @@ def _vault_in_the_way(world: CredentialsWorld) -> Blocked | None:
 
 
 def _revoke_orphans(world: CredentialsWorld) -> Iterator[_Finding]:
-    for lease in (world.vault.orphans or ()) if world.vault else ():
+    vault = world.vault or VaultSeen()
+    for lease in vault.orphans or ():
         yield Step(
             Reason.LOGIN_SUPERSEDED,
             f"lease {lease} stands in no ledger: whoever asked for it died before it was written down",
             RevokeLease(lease),
+        )
+    for username in vault.strays:
+        drop = compose("DROP ROLE IF EXISTS {role}", role=identifier(username))
+        yield Step(
+            Reason.LOGIN_SUPERSEDED,
+            f"login {username} stands in no ledger: whoever asked for it died before it was made",
+            Execute((drop,)),
         )
 
 

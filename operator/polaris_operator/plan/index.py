@@ -299,7 +299,7 @@ def _vector_drift(case: _Case, made: Aim) -> tuple[Step, ...]:
 def _drifted(drift: Iterable[Step]) -> Blocked:
     what = "; ".join(step.sentence for step in drift)
     return Blocked(
-        Reason.DRIFTED, f"the database is not what the spec says, and drift is Report: {what}", stalled=False
+        Reason.DRIFTED, f"the database is not what the spec says, and drift is Report: {what}", stalled=True
     )
 
 
