@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import subprocess
 import sys
@@ -16,7 +17,11 @@ from polaris_cli import main
 
 def environment(**variables: str) -> dict[str, str]:
     """An environment in which no setting of this machine's user counts."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("POLARIS_", "PG"))}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name == "POLARIS_CACHE" or not name.startswith(("POLARIS_", "PG"))
+    }
     return {**kept, "PYTHONWARNINGS": "error", "KUBECONFIG": "/nowhere", **variables}
 
 
@@ -48,24 +53,27 @@ def polaris(
 
 
 def here(*arguments: str | Path, variables: Mapping[str, str] | None = None) -> Done:
-    """Run the program in this process: quick, for commands that start nothing."""
+    """Run the program in this process: quick, for commands that do not stay."""
     out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err), _variables(environment(**(variables or {}))):
+    with redirect_stdout(out), redirect_stderr(err), _as_in_a_process(environment(**(variables or {}))):
         given, debug = main.take_debug([str(argument) for argument in arguments])
         code = main.run(given, debug=debug)
     return Done(code, out.getvalue(), err.getvalue())
 
 
 @contextmanager
-def _variables(wanted: Mapping[str, str]) -> Iterator[None]:
-    before = dict(os.environ)
+def _as_in_a_process(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set the environment, and undo what a program does to it and to logging."""
+    before, handlers, level = dict(os.environ), logging.root.handlers[:], logging.root.level
     try:
         os.environ.clear()
-        os.environ.update(wanted)
+        os.environ.update(variables)
         yield
     finally:
         os.environ.clear()
         os.environ.update(before)
+        logging.root.handlers[:] = handlers
+        logging.root.setLevel(level)
 
 
 def command(*arguments: str | Path) -> list[str]:

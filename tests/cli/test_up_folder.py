@@ -33,21 +33,21 @@ def test_the_manifests_that_come_with_it_are_valid() -> None:
     assert (index["metadata"]["namespace"], index["metadata"]["name"]) == (layout.NAMESPACE, layout.INDEX)
 
 
-def test_the_folder_is_for_its_owner_only(tmp_path: Path) -> None:
-    folder = made(tmp_path / "data")
+def test_the_folder_is_for_its_owner_only(open_path: Path) -> None:
+    folder = made(open_path / "data")
     assert not stat.S_IMODE(folder.root.stat().st_mode) & 0o066
     assert not stat.S_IMODE(folder.manifests.stat().st_mode) & 0o077
 
 
-def test_a_folder_that_cannot_be_made_is_said_with_what_to_do(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
+def test_a_folder_that_cannot_be_made_is_said_with_what_to_do(open_path: Path) -> None:
+    (open_path / "file").write_text("")
     with pytest.raises(Prerequisite, match="can't be used: Not a directory") as raised:
-        made(tmp_path / "file" / "data")
+        made(open_path / "file" / "data")
     assert "POLARIS_DATA" in raised.value.remedy
 
 
-def test_addresses_of_this_start_are_written_and_changes_of_people_are_kept(tmp_path: Path) -> None:
-    folder = made(tmp_path / "data")
+def test_addresses_of_this_start_are_written_and_changes_of_people_are_kept(open_path: Path) -> None:
+    folder = made(open_path / "data")
     layout.write_manifests(folder, HERE)
     file = folder.manifests / "database.yaml"
     edited = yaml.safe_load(file.read_text())
@@ -60,8 +60,8 @@ def test_addresses_of_this_start_are_written_and_changes_of_people_are_kept(tmp_
     assert yaml.safe_load(file.read_text())["spec"]["port"] == 1
 
 
-def test_a_manifest_that_is_right_already_is_left_as_it_is(tmp_path: Path) -> None:
-    folder = made(tmp_path / "data")
+def test_a_manifest_that_is_right_already_is_left_as_it_is(open_path: Path) -> None:
+    folder = made(open_path / "data")
     layout.write_manifests(folder, HERE)
     before = (folder.manifests / "database.yaml").stat().st_mtime_ns
     layout.write_manifests(folder, HERE)
@@ -76,8 +76,8 @@ def test_a_database_manifest_that_cannot_be_used_is_refused(text: str) -> None:
         layout.with_addresses(text, HERE)
 
 
-def test_the_first_index_comes_once_and_stays_away_when_it_was_removed(tmp_path: Path) -> None:
-    folder = made(tmp_path / "data")
+def test_the_first_index_comes_once_and_stays_away_when_it_was_removed(open_path: Path) -> None:
+    folder = made(open_path / "data")
     layout.write_manifests(folder, HERE)
     index = folder.manifests / "handbook.yaml"
     assert index.exists()
@@ -106,23 +106,23 @@ def test_the_handbook_names_only_commands_that_there_are() -> None:
     assert all(here(name, "--help").code == 0 for name in named)
 
 
-def test_down_removes_a_data_folder_and_nothing_else(tmp_path: Path) -> None:
-    folder = made(tmp_path / "data")
+def test_down_removes_a_data_folder_and_nothing_else(open_path: Path) -> None:
+    folder = made(open_path / "data")
     (folder.root / "up.lock").touch()
-    (tmp_path / "other").mkdir()
+    (open_path / "other").mkdir()
     assert here("down", "--yes", "--data", folder.root).code == 0
     assert not folder.root.exists()
-    refused = here("down", "--yes", "--data", tmp_path / "other")
+    refused = here("down", "--yes", "--data", open_path / "other")
     assert refused.code == 1
     assert "is no data folder of 'polaris up'" in refused.err
-    assert (tmp_path / "other").exists()
-    assert "nothing to remove" in here("down", "--data", tmp_path / "nowhere").out
+    assert (open_path / "other").exists()
+    assert "nothing to remove" in here("down", "--data", open_path / "nowhere").out
 
 
 def test_down_asks_and_without_an_answer_does_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    open_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = made(tmp_path / "data")
+    folder = made(open_path / "data")
     (folder.root / "up.lock").touch()
     with Path("/dev/null").open() as nothing:
         monkeypatch.setattr("sys.stdin", nothing)

@@ -46,6 +46,9 @@ def run(settings: UpSettings) -> None:
     folder = DataFolder(settings.data.absolute())
     folder.make()
     with Supervisor(folder.root, _report) as supervisor:
+        # Only now: where another runs on this data, that is what a person has to know.
+        if (problem := checks.port_problem(settings.host, settings.port)) is not None:
+            raise Conflict(f"{problem}: choose another with --port or POLARIS_PORT")
         up = Up(settings, folder, supervisor)
         up.start()
         supervisor.watch()
@@ -80,8 +83,6 @@ class Up:
 
     def start(self) -> None:
         """Bring everything up; raise PolarisError where a part does not come up."""
-        if (problem := checks.port_problem(self._settings.host, self._settings.port)) is not None:
-            raise Conflict(f"{problem}: choose another with --port or POLARIS_PORT")
         began = time.monotonic()
         with ExitStack() as begun:
             # The model takes longest to be ready, and needs nobody.
