@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help up down test check format crds docs lock bench soak test-node kube
+.PHONY: help up down test check format crds docs lock bench kube
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | sort | awk -F'\t' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -56,10 +56,7 @@ kube: $(VENV)/.dev ## build the Kubernetes API server for tests, once, into the 
 	@$(BIN)/python tests/kube/build.py
 
 test: check kube ## everything that this machine can run
-	@$(BIN)/python -m pytest -m "not soak" $(ARGS)
-
-soak: $(VENV)/.dev kube ## the full fault and load suites
-	@$(BIN)/python -m pytest -m soak $(ARGS)
+	@$(BIN)/python -m pytest $(ARGS)
 
 bench: $(VENV)/.dev kube ## measure against baselines of the same run; ratios
 	@PYTHONPATH=tests $(BIN)/python -P -m bench $(ARGS)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from polaris.errors import NotFound, PolarisError, VaultUnavailable
+from polaris.errors import NotFound, PolarisError, VaultRefused, VaultUnavailable
 from polaris.spec import PolarisDatabaseSpec, SecretKeyRef
 from polaris.spec import Vault as VaultSpec
 from polaris.status import Reason
@@ -173,7 +173,7 @@ class Databases:
             return postgres.identity
         try:
             issued = entry.vault.issue(spec.role)
-        except VaultUnavailable as error:
+        except (VaultUnavailable, VaultRefused) as error:
             # The login that we have serves for the other half of its life.
             if own is None or postgres is None or now >= own.expires_at:
                 raise

@@ -37,6 +37,7 @@ from polaris.errors import (
     NotOwner,
     PolarisError,
     Prerequisite,
+    Unauthenticated,
 )
 from polaris.names import FINALIZER, MANAGED_BY
 from polaris.spec import Kind
@@ -284,7 +285,12 @@ class KubernetesObjects:
             self._call("DELETE", _secret_path(namespace, name), options)
 
     def service_account_token(self, namespace: str, name: str, audience: str) -> Token:
-        """Ask for a token of a ServiceAccount (TokenRequest)."""
+        """Ask for a token of a ServiceAccount (TokenRequest).
+
+        InvalidManifest where the API server itself would take the token: whoever writes a
+        PolarisDatabase says where it is sent, and whoever gets it would be that ServiceAccount,
+        perhaps the operator's own.
+        """
         path = f"/api/v1/namespaces/{quote(namespace)}/serviceaccounts/{quote(name)}/token"
         request = {
             "apiVersion": "authentication.k8s.io/v1",
@@ -292,22 +298,51 @@ class KubernetesObjects:
             "spec": {"audiences": [audience], "expirationSeconds": _TOKEN_SECONDS},
         }
         status = self._call("POST", path, request)["status"]
+        if self._is_taken_by_the_cluster(status["token"], f"system:serviceaccount:{namespace}:{name}"):
+            raise InvalidManifest(
+                f"audience {audience} is the API server's own: a token for it is not sent to Vault",
+                "/spec/credentials/vault/auth/kubernetes/audience",
+            )
         return Token(status["token"], datetime.fromisoformat(status["expirationTimestamp"]))
+
+    def _is_taken_by_the_cluster(self, token: str, account: str) -> bool:
+        review = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
+        path = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
+        try:
+            answer = self._call("POST", path, review, token=token)
+        except Unauthenticated:
+            return False
+        # With a client certificate beside it we are ourselves, whatever the token is.
+        return bool(answer["status"]["userInfo"].get("username") == account)
 
     # One call
 
     def _call(
-        self, method: str, path: str, body: Any = None, *, content: str = "application/json"
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        content: str = "application/json",
+        token: str | None = None,
     ) -> dict[str, Any]:
         headers = {"Accept": "application/json", "Content-Type": content}
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
         try:
             request = self._client.param_serialize(
-                method, path, header_params=headers, body=body, auth_settings=["BearerToken"]
+                method,
+                path,
+                header_params=headers,
+                body=body,
+                auth_settings=[] if token is not None else ["BearerToken"],
             )
             response = self._client.call_api(*request, _request_timeout=_TIMEOUT)
             text: bytes = response.read()  # type: ignore[no-untyped-call]
         except (ApiException, urllib3.exceptions.HTTPError, OSError) as error:
             raise ClusterUnavailable(f"the API server does not answer: {_root(error)}") from None
+        if response.status == 401 and token is not None:
+            raise Unauthenticated("the API server does not take the token")
         if response.status >= 400:
             raise _refusal(response.status, method, path, text)
         answer: dict[str, Any] = json.loads(text)

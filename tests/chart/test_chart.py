@@ -24,9 +24,10 @@ pytestmark = pytest.mark.kubernetes
 
 VARIANTS: dict[str, tuple[str, ...]] = {
     "defaults": (),
-    "namespaced, its own namespace": ("--set=rbac.scope=namespaced",),
+    "namespaced, its own namespace": ("--set=rbac.scope=namespaced", "--set=operator.installation=here"),
     "namespaced, two namespaces": (
         "--set=rbac.scope=namespaced",
+        "--set=operator.installation=here",
         f"--set=operator.watchNamespaces={{{NAMESPACE},default}}",
     ),
     "a second database: service and worker alone": (
@@ -109,8 +110,13 @@ def test_without_an_embedder_the_chart_asks_where_text_becomes_vectors() -> None
     assert "embedder.url must say" in done.stderr
 
 
+def test_a_namespaced_install_has_to_say_which_cluster_it_is() -> None:
+    done = helm("template", "x", str(CHART), "--set=rbac.scope=namespaced", check=False)
+    assert "operator.installation must name this cluster" in done.stderr
+
+
 def test_a_namespaced_install_makes_no_cluster_role() -> None:
-    kinds = [o["kind"] for o in render("--set=rbac.scope=namespaced")]
+    kinds = [o["kind"] for o in render(*VARIANTS["namespaced, its own namespace"])]
     assert "ClusterRole" not in kinds
     # TokenReview and SubjectAccessReview are cluster-wide by nature.
     assert kinds.count("ClusterRoleBinding") == 1

@@ -361,6 +361,14 @@ def test_the_object_is_held_before_a_login_is_issued() -> None:
     assert kinds == ["SetFinalizer", "IssueLogin", "IssueLogin"]
 
 
+def test_a_database_with_indexes_waits_however_long_they_stay() -> None:
+    plan = end(world({"in_use_by": ("team/a",)}), 100_000)
+
+    assert SetFinalizer(present=False) not in [step.action for step in plan.steps]
+    assert plan.blocked is not None
+    assert plan.blocked.reason == Reason.IN_USE
+
+
 def test_a_deleted_database_with_indexes_waits_and_goes_on_serving() -> None:
     plan = end(world({"in_use_by": ("team/a", "team/b")}))
     assert plan.steps == ()

@@ -83,7 +83,7 @@ def plan_database(resource: Resource, spec: PolarisDatabaseSpec, world: Database
 
 
 def _not_worth_waiting(resource: Resource, world: DatabaseWorld, now: datetime) -> str | None:
-    if resource.deleted_at is None:
+    if resource.deleted_at is None or (world.catalog is not None and world.catalog.in_use_by):
         return None
     if now >= resource.deleted_at + timedelta(seconds=DELETION_SECONDS):
         return f"{DELETION_SECONDS} seconds have passed"
