@@ -39,7 +39,7 @@ from polaris_operator.world.index import IndexFacts
 
 MAIN = Key("PolarisDatabase", "rag", "main")
 DIMENSION = 8
-PATIENCE_SECONDS = 10
+PATIENCE_SECONDS = 60
 
 
 class Place:
@@ -147,7 +147,7 @@ class Place:
             if holds(said):
                 return said
             assert time.monotonic() < end, (said, self.errors)
-            time.sleep(0.05)
+            time.sleep(0.02)
 
     @property
     def doors(self) -> Doors:

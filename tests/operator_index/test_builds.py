@@ -5,13 +5,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 
 import psycopg2
 import pytest
 
-from operator_index.place import MAIN, PATIENCE_SECONDS, Place, index_manifest, said_of
+from operator_index.place import PATIENCE_SECONDS, Place, index_manifest, said_of
 from parts import servers
 from polaris.status import Reason
 from polaris_operator.objects import Key
@@ -20,9 +20,9 @@ from polaris_operator.world.index import build_lock
 
 pytestmark = pytest.mark.postgres
 
-ROWS = 1000
+ROWS = 500
 # A plain build of these takes a second or two: long enough to be met while it lives.
-MANY_ROWS = 4000
+MANY_ROWS = 3000
 OTHER = {"m": 8, "efConstruction": 64}
 
 
@@ -37,12 +37,16 @@ def builds(place: Place) -> list[int]:
 
 def the_build(place: Place) -> int:
     """The one build, which may need a moment to be seen once its session has its lock."""
+    eventually(lambda: bool(builds(place)))
+    (pid,) = builds(place)
+    return pid
+
+
+def eventually(holds: Callable[[], bool]) -> None:
     end = time.monotonic() + PATIENCE_SECONDS
-    while not (found := builds(place)):
+    while not holds():
         assert time.monotonic() < end
         time.sleep(0.01)
-    (pid,) = found
-    return pid
 
 
 def vector_index(place: Place, key: Key) -> str | None:
@@ -169,7 +173,7 @@ def test_a_build_is_watched_and_said_to_be_under_way_while_queries_go_on(here: P
 
 def test_the_old_index_serves_until_the_switch_and_is_dropped_after_a_while(here: Place) -> None:
     key = here.ready()
-    here.fill(key, 2000)
+    here.fill(key, ROWS)
     here.put(index_manifest(embedding={"model": "e5", "dimension": 8, "metric": "l2"}))
 
     here.go_until(key, "Ready")
@@ -225,7 +229,7 @@ def test_an_edit_that_makes_a_build_useless_ends_it(here: Place) -> None:
         here.put(index_manifest())
         here.objects.look()
         here.act(key, here.decide(key).steps)
-        here.until(MAIN, lambda _: builds(here) == [])
+        eventually(lambda: builds(here) == [])
 
     here.go_until(key, "Ready")
 

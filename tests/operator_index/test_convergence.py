@@ -148,7 +148,7 @@ def comparable(found: dict[str, Any]) -> dict[str, Any]:
     changes=st.fixed_dictionaries({}, optional=EDITS),
     rows=st.sampled_from([0, 30]),
 )
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_was_damaged_and_whatever_is_asked_for_it_comes_true(
     long_lived: Place,
     reference: Callable[[dict[str, Any]], dict[str, Any]],
@@ -249,7 +249,7 @@ def rows_of(draw: st.DrawFn, of: PolarisIndexSpec) -> IndexRow:
 
 @pytest.mark.unit
 @given(world=worlds(), of=SPECS, deleted=st.booleans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_of_any_world_something_sensible_is_decided(
     world: IndexWorld, of: PolarisIndexSpec, *, deleted: bool
 ) -> None:
@@ -276,7 +276,7 @@ def test_of_any_world_something_sensible_is_decided(
 
 @pytest.mark.unit
 @given(world=worlds(), of=SPECS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_of_any_world_the_conditions_agree_with_each_other(world: IndexWorld, of: PolarisIndexSpec) -> None:
     asked = resource(of, finalizers=(FINALIZER,) if of.deletion_policy == "Delete" else ())
     plan = plan_index(asked, of, world, NOW)

@@ -48,7 +48,12 @@ def test_the_catalogs_hold_what_the_layout_says(any_here: Place) -> None:
     for name, (_, _, grants) in relations.items():
         expected = f"{writer}=arwd/{owner}" if name in tables else f"{reader}=r/{owner}"
         assert [grant for grant in grants if not grant.startswith(f"{owner}=")] == [expected]
-    assert found["roles"] == [
+    # The issuer is a member where the server knows it: whoever uses Vault makes it, once a server.
+    roles = [
+        (role, login, [member for member in members if member != "polaris_issuer"])
+        for role, login, members in found["roles"]
+    ]
+    assert roles == [
         (owner, False, ["polaris_operator"]),
         (reader, False, ["polaris_operator"]),
         (writer, False, ["polaris_CATALOG_query", "polaris_CATALOG_worker", "polaris_operator"]),
@@ -188,11 +193,9 @@ def settled(place: Place, key: Key) -> None:
     assert place.decide(key).blocked is None
 
 
-@pytest.mark.parametrize("rows", [0, 40], ids=["empty", "with rows"])
-def test_every_kind_of_drift_is_repaired(here: Place, rows: int) -> None:
+def test_every_kind_of_drift_is_repaired(here: Place) -> None:
     key = here.ready(attributes=[LANG])
-    if rows:
-        here.fill(key, rows)
+    here.fill(key, 40)
     before = here.fingerprint(key)
 
     for kind in DRIFT:

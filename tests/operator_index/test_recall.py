@@ -16,7 +16,7 @@ from polaris_operator.observe.recall import measure
 from polaris_operator.plan.recall import LADDER, Measured, choose, record
 from polaris_operator.steps import MeasureRecall
 
-ROWS = 800
+ROWS = 600
 SPARSE: dict[str, Any] = {"index": {"m": 2, "efConstruction": 4}}
 
 
