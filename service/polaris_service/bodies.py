@@ -122,27 +122,26 @@ def escape(key: str) -> str:
     return key.replace("~", "~0").replace("/", "~1")
 
 
-async def lines(request: Request, limit: int) -> AsyncIterator[bytes]:
-    """Yield the lines of the body, without their ends; a longer one than `limit` is yielded cut.
+async def lines(request: Request, limit: int) -> AsyncIterator[list[bytes]]:
+    """Yield the lines of the body as they come, some at a time, without their ends.
 
-    What is yielded cut has `limit + 1` bytes, so the reader can tell.
+    A line longer than `limit` is yielded cut to `limit + 1` bytes, so the reader can tell; the rest of
+    it is thrown away as it comes.
     """
-    rest = bytearray()
-    skipping = False
+    rest, skipping = b"", False
     async for piece in request.stream():
-        begin = 0
-        while (end := piece.find(b"\n", begin)) >= 0:
-            if not skipping:
-                rest += piece[begin:end]
-                yield bytes(rest[: limit + 1])
-            rest.clear()
-            skipping = False
-            begin = end + 1
-        if not skipping:
-            rest += piece[begin:]
-            if len(rest) > limit:
-                yield bytes(rest[: limit + 1])
-                rest.clear()
-                skipping = True
-    if rest and not skipping:
-        yield bytes(rest)
+        head, *others = piece.split(b"\n")
+        if skipping and not others:
+            continue
+        found = [head if skipping else rest + head, *others]
+        if skipping:
+            del found[0]  # The end of what was yielded cut already.
+        rest = found.pop()
+        skipping = len(rest) > limit
+        if skipping:
+            found.append(rest)
+            rest = b""
+        if found:
+            yield [line[: limit + 1] for line in found]
+    if rest:
+        yield [rest]

@@ -79,7 +79,7 @@ class Batch:
         self._patience = PATIENCE_SECONDS
         self._results: asyncio.Queue[bytes | None] = asyncio.Queue()
 
-    async def results(self, lines: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def results(self, lines: AsyncIterator[list[bytes]]) -> AsyncIterator[bytes]:
         """Yield result lines, some at a time, while the lines are read and written."""
         working = asyncio.create_task(self._work(lines))
         try:
@@ -90,7 +90,7 @@ class Batch:
             working.cancel()
             await asyncio.gather(working, return_exceptions=True)
 
-    async def _work(self, lines: AsyncIterator[bytes]) -> None:
+    async def _work(self, lines: AsyncIterator[list[bytes]]) -> None:
         committing: asyncio.Task[None] | None = None
         try:
             async for group in self._groups(lines):
@@ -106,27 +106,28 @@ class Batch:
                 await asyncio.gather(committing, return_exceptions=True)
             self._results.put_nowait(None)
 
-    async def _groups(self, lines: AsyncIterator[bytes]) -> AsyncIterator[_Group]:
+    async def _groups(self, lines: AsyncIterator[list[bytes]]) -> AsyncIterator[_Group]:
         """Yield lines in groups; no id stands twice in one."""
         group = _Group()
         number = 0
-        async for line in _with_pauses(lines, _IDLE_SECONDS):
-            if line is None:
-                if group.entries:
+        async for found in _with_pauses(lines, _IDLE_SECONDS):
+            if not found and group.entries:
+                yield group
+                group = _Group()
+            for line in found:
+                number += 1
+                if not line.strip():
+                    continue
+                entry = self._parsed(number, line)
+                if isinstance(entry, Write) and entry.id in group.ids:
                     yield group
                     group = _Group()
-                continue
-            number += 1
-            if not line.strip():
-                continue
-            entry = self._parsed(number, line)
-            if isinstance(entry, Write) and entry.id in group.ids:
-                yield group
-                group = _Group()
-            group.add(number, entry)
-            if group.full:
-                yield group
-                group = _Group()
+                group.add(number, entry)
+                if group.full:
+                    yield group
+                    group = _Group()
+                if number > self._limits.lines:
+                    break
             if number > self._limits.lines:
                 break
         if group.entries:
@@ -184,15 +185,15 @@ class Batch:
                 return written
 
 
-async def _with_pauses(lines: AsyncIterator[bytes], seconds: float) -> AsyncIterator[bytes | None]:
-    """Yield the lines, and None whenever none came for some time."""
+async def _with_pauses(lines: AsyncIterator[list[bytes]], seconds: float) -> AsyncIterator[list[bytes]]:
+    """Yield the lines, and an empty list whenever none came for some time."""
     source = lines.__aiter__()
     while True:
         waiting = asyncio.ensure_future(anext(source))
         try:
             done, _ = await asyncio.wait((waiting,), timeout=seconds)
             if not done:
-                yield None
+                yield []
             yield await waiting
         except StopAsyncIteration:
             return

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import unicodedata
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,8 @@ ATTRIBUTE_NAME_CHARACTERS = 128
 ATTRIBUTE_VALUES = 256
 READY_CHUNKS = 16_384
 
-Scalar: TypeAlias = "str | int | float | bool | None"
+# Control characters, separators of lines and paragraphs, lone surrogates.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class Document(BaseModel):
@@ -44,7 +45,7 @@ class Document(BaseModel):
     """Shown with hits, and embedded before each chunk."""
     uri: Annotated[str, Field(max_length=URI_CHARACTERS)] | None = None
     """Where a reader finds the original."""
-    attributes: dict[str, JsonValue] = {}
+    attributes: Annotated[dict[str, JsonValue], Field(default_factory=dict)]
     """JSON scalars, or lists of them. Filters may use those that the index declares."""
     tenant: str | None = None
     """Only for indexes with tenants; this version has none."""
@@ -116,11 +117,11 @@ def check_id(external_id: str, limits: Limits, pointer: str = "") -> str:
     """Return the id; raise InvalidInput or TooLarge where it is none."""
     if not external_id:
         raise InvalidInput("the document's id is empty", pointer)
-    for character in external_id:
-        if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp"):
-            raise InvalidInput(
-                f"the document's id holds {character!a}: only printable characters may be in it", pointer
-            )
+    found = _UNPRINTABLE.search(external_id)
+    if found:
+        raise InvalidInput(
+            f"the document's id holds {found.group()!a}: only printable characters may be in it", pointer
+        )
     size = len(external_id.encode())
     if size > limits.id_bytes:
         raise TooLarge(
@@ -159,9 +160,10 @@ def _write(
     limits: Limits,
     ready: Ready | None,
 ) -> Write:
-    # Code points are at least a byte each: nothing long is encoded only to be refused.
+    # A code point has one to four bytes: only in between it has to be encoded to know.
     size = len(document.text)
-    size = size if size > limits.document_bytes else len(document.text.encode())
+    if size <= limits.document_bytes < 4 * size:
+        size = len(document.text.encode())
     if size > limits.document_bytes:
         raise TooLarge(f"the text has {size:,} bytes, the limit is {limits.document_bytes:,}", "/text")
     return Write(

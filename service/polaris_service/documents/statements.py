@@ -112,11 +112,13 @@ INSERT INTO {applied} AS a (document_id) SELECT id FROM unnest($1::bigint[]) AS 
 ON CONFLICT (document_id) DO UPDATE SET version = a.version
 """
 _MARK_APPLIED = """
-UPDATE {applied} a SET version = g.version, sequence = g.sequence, chunks = g.chunks, failed_sequence = 0,
-  tries = 0, error = NULL, next_try_at = NULL, applied_at = now()
+INSERT INTO {applied} (document_id, version, sequence, chunks, applied_at)
+SELECT document_id, version, sequence, chunks, now()
 FROM unnest($1::bigint[], $2::integer[], $3::bigint[], $4::integer[])
   AS g(document_id, version, sequence, chunks)
-WHERE a.document_id = g.document_id
+ON CONFLICT (document_id) DO UPDATE SET version = excluded.version, sequence = excluded.sequence,
+  chunks = excluded.chunks, failed_sequence = 0, tries = 0, error = NULL, next_try_at = NULL,
+  applied_at = excluded.applied_at
 """
 _BURY = """
 WITH tick AS (UPDATE {clock} SET sequence = sequence + 1 RETURNING sequence)

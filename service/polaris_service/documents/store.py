@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from typing import Any, ClassVar, Literal, TypeVar
 
 import asyncpg
+import numpy as np
 
 from polaris.errors import Conflict, Gone, NotFound, PreconditionFailed
 from polaris.names import chunks_table
@@ -20,7 +22,7 @@ from polaris_service.database import Connection, Database
 from polaris_service.documents import statements as sql
 from polaris_service.documents.model import Ready, Write
 from polaris_service.documents.notifier import Notifier
-from polaris_service.documents.rows import CHUNK_COLUMNS, Version, chunk_rows, text_hash
+from polaris_service.documents.rows import CHUNK_COLUMNS, Version, chunk_rows, text_hash, wire_vectors
 from polaris_service.indexes import IndexNotReady, ServedIndex
 
 State = Literal["pending", "searchable", "failed", "superseded"]
@@ -239,10 +241,13 @@ class Store:
         """Put ready vectors into the serving generation, before any sequence is drawn."""
         statements = sql.statements(index.schema, index.generation)
         await claim_chunks(connection, index)
-        numbers = [row["id"] for row, _, _ in ready]
-        await connection.execute(statements.reserve_applied, numbers)
-        if any(row["version"] > 0 for row, _, _ in ready):
-            await connection.execute(statements.remove_chunks, numbers)
+        # Rows that are new here are seen by nobody yet; of the others a worker may hold some.
+        known = [row["id"] for row, _, _ in ready if row["version"] > 0]
+        if known:
+            await connection.execute(statements.reserve_applied, known)
+            await connection.execute(statements.remove_chunks, known)
+        rows = np.concatenate([chunks.vectors for _, _, chunks in ready])
+        vectors = iter(wire_vectors(rows, index.embedding.type))
         await connection.copy_records_to_table(
             chunks_table(index.generation),
             schema_name=index.schema,
@@ -254,7 +259,7 @@ class Store:
                     Version(row["id"], row["version"] + 1, write.attributes),
                     chunks.spans,
                     [text_hash(span.of(write.text)) for span in chunks.spans],
-                    chunks.vectors,
+                    islice(vectors, len(chunks.spans)),
                 )
             ],
         )
