@@ -76,9 +76,14 @@ class Databases:
             entry = self._entries.setdefault(database, _Entry(blocked=_not_ready(database, "new")))
         could_not = entry.blocked is not None
         entry.allowed, entry.blocked = allowed, blocked
-        if blocked is None and entry.listener is None and entry.postgres is not None:
-            entry.listener = Listener(entry.postgres, self._process.installation, self._wake)
         return could_not and blocked is None
+
+    def listen(self, database: Key) -> None:
+        """Hear from now on what service and workers tell in this database."""
+        with self._lock:
+            entry = self._entries.get(database)
+        if entry is not None and entry.listener is None and entry.postgres is not None:
+            entry.listener = Listener(entry.postgres, self._process.installation, self._wake)
 
     def block(self, database: Key, blocked: Blocked) -> None:
         """Say why indexes can't use a database now; who may use it stays as it was."""

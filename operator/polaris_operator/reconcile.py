@@ -180,6 +180,8 @@ class Reconciler:
         allowed = frozenset(spec.allowed_namespaces or [key.namespace])
         if self._databases.settle(key, allowed, blocked):
             self._wake_indexes(key)
+        if blocked is None:
+            self._databases.listen(key)
         collected = side.collect(resource, doors, now) if blocked is None else None
         times = (settled.again, collected, self._resync_seconds)
         return min(time for time in times if time is not None)

@@ -267,8 +267,10 @@ def leftovers(aim: Aim, keep: frozenset[str], now: datetime) -> Progress:
         if left > 0:
             wait = left
             continue
+        of_attribute = index.startswith(f"g{aim.number}_by_")
+        reason = Reason.ATTRIBUTE_REMOVED if of_attribute else Reason.INDEX_REPLACED
         why = "the spec asks for it no more" if seen.valid else "a build that died left it behind"
-        steps.append(drop(aim, index, Reason.INDEX_REPLACED, why))
+        steps.append(drop(aim, index, reason, why))
     return Progress(tuple(steps), None, wait)
 
 
