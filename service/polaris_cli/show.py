@@ -83,6 +83,11 @@ def step(about: str) -> Iterator[Callable[[str], None]]:
             showing.close()
             say(f"✗ {about}")
             raise
+    done(about, began)
+
+
+def done(about: str, began: float) -> None:
+    """Say on stderr that something is done that began at this moment of the monotonic clock."""
     say(f"✓ {about} ({time.monotonic() - began:.1f} s)")
 
 
@@ -110,11 +115,13 @@ class _Lines:
         if now - self._said >= _PLAIN_SECONDS:
             self._said = now
             of = f" of {self._total:,}" if self._total else ""
-            say(f"{self._about}: {done:,}{of}, {_rate(done, self._began)}")
+            say(f"{self._about}: {done:,}{of} {_rate(done, self._began)}".rstrip())
 
 
 def _rate(done: int, began: float) -> str:
     each_second = done / max(time.monotonic() - began, 0.1)
+    if not done:
+        return ""
     return f"{each_second:,.0f}/s" if each_second >= 10 else f"{each_second:.1f}/s"
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,7 +61,7 @@ class Loader:
         """Send all; raises where the service refuses the whole, or stays away for too long."""
         self._before = int(self._info()["sequence"])
         done = 0
-        for batch in _batches(self._lines(items)):
+        for batch in batches(self._lines(items)):
             self._send(batch)
             done += len(batch)
             meter.set(done)
@@ -107,11 +108,12 @@ class Loader:
         self.summary.refused.append(refused)
 
     def _send(self, batch: Sequence[Line]) -> None:
-        left = list(batch)
+        left = deque(batch)
 
         def attempt() -> None:
-            for result in self._results(left):
-                self._take(left.pop(0), result)
+            for result in self._results(tuple(left)):
+                self._take(left[0], result)
+                left.popleft()
             if left:
                 raise Unavailable(f"the service broke off with {len(left)} documents to go")
 
@@ -141,7 +143,8 @@ class Loader:
             self.summary.assumed.append(Line(line.source, b"", line.id, line.assumed))
 
 
-def _batches(lines: Iterable[Line]) -> Iterator[list[Line]]:
+def batches(lines: Iterable[Line]) -> Iterator[list[Line]]:
+    """Yield lines in batches that are bounded in number and bytes; a line beyond that is one alone."""
     batch: list[Line] = []
     size = 0
     for line in lines:

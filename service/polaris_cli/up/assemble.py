@@ -195,8 +195,7 @@ class Up:
             return
         digest = layout.handbook_digest()
         if not self._folder.loaded.exists() or self._folder.loaded.read_text("utf-8") != digest:
-            with show.step("handbook, in English and Portuguese"):
-                self._load_handbook(digest)
+            self._load_handbook(digest)
 
     def _handbook_manifest(self) -> Path:
         return self._folder.manifests / f"{layout.INDEX}.yaml"
@@ -230,6 +229,7 @@ class Up:
                 raise Unavailable(f"{part.name} ended while starting (log: {part.log_file})")
 
     def _load_handbook(self, digest: str) -> None:
+        began = time.monotonic()
         index = names.IndexName(layout.NAMESPACE, layout.INDEX)
         pages = [layout.handbook()]
         settings = ClientSettings.load(os.environ, {"server": self.address})
@@ -241,6 +241,7 @@ class Up:
                 loader.wait(meter)
         if not loader.summary.refused:
             write_private(self._folder.loaded, digest)
+        show.done("handbook, in English and Portuguese", began)
 
     def _say_ready(self, seconds: float) -> None:
         program = sys.argv[0] if sys.argv[0].endswith("polaris") else "polaris"
@@ -262,6 +263,8 @@ def _environment() -> Mapping[str, str]:
         environment[name] = f"{environment[name]},{loopback}" if environment.get(name) else loopback
     # Two arenas instead of eight a core: idle threads keep tens of MB otherwise.
     environment.setdefault("MALLOC_ARENA_MAX", "2")
+    # Small steps: on a laptop somebody watches the progress of a load.
+    environment.setdefault("POLARIS_BATCH_CHUNKS", "16")
     return environment
 
 
