@@ -57,6 +57,7 @@ class BuildIndex:
     """Name of the index, without its schema."""
     schema: str
     statement: Sql
+    """CREATE INDEX CONCURRENTLY; or a plain one, with what belongs to it in the same transaction."""
     lock: int
     """Key of the session advisory lock that marks a live build."""
     settings: Mapping[str, str] = field(default_factory=dict)

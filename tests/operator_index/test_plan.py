@@ -679,6 +679,7 @@ def test_after_a_load_the_index_is_built_in_one_scan_under_a_lock_timeout() -> N
 
     assert isinstance(action, BuildIndex)
     assert action.statement.startswith(f'CREATE INDEX "{VECTOR}"')
+    assert "state = 'serving'" in action.statement
     assert action.settings["lock_timeout"] == "30s"
 
 

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from enum import Enum, auto
 
 from polaris import layout, names
-from polaris.sql import Sql, compose, literal
+from polaris.sql import Sql, compose, join, literal
 from polaris.status import Reason
 from polaris_operator.plan.aim import Aim
 from polaris_operator.steps import Blocked, BuildIndex, ExecuteAlone, Step
@@ -105,8 +105,14 @@ def percent(build: Build) -> str:
     return f" {100 * build.done // build.total}%" if build.total else ""
 
 
-def build(aim: Aim, wanted: Wanted, now: datetime, *, concurrently: bool, sentence: str) -> Progress:
-    """Return what leads from an absent or dead index to a build of it."""
+def build(
+    aim: Aim, wanted: Wanted, now: datetime, *, sentence: str, together_with: tuple[Sql, ...] | None = None
+) -> Progress:
+    """Return what leads from an absent or dead index to a build of it: CONCURRENTLY, beside writers.
+
+    `together_with` makes it a plain one, in one transaction with these statements: PostgreSQL ends it
+    as it was meant to end, also where nobody is there any more to look.
+    """
     dead = (
         (drop(aim, wanted.name, Reason.INDEX_INVALID, "it is invalid and nobody builds it", wanted),)
         if standing(aim, wanted) == Standing.DEAD
@@ -115,21 +121,24 @@ def build(aim: Aim, wanted: Wanted, now: datetime, *, concurrently: bool, senten
     failure = aim.world.failures.get(wanted.name)
     if failure is not None and (wait := _retry_in(failure, now)) > 0:
         return Progress(dead, build_failed(wanted.name, failure), wait)
-    step = Step(wanted.reason, sentence, _build_action(aim, wanted, failure, concurrently=concurrently))
+    step = Step(wanted.reason, sentence, _build_action(aim, wanted, failure, together_with))
     message = f"{wanted.name} is being built"
     return Progress((*dead, step), Blocked(Reason.BUILDING_INDEX, message, stalled=False), LOOK_AGAIN_SECONDS)
 
 
 def _build_action(
-    aim: Aim, wanted: Wanted, failure: BuildFailure | None, *, concurrently: bool
+    aim: Aim, wanted: Wanted, failure: BuildFailure | None, together_with: tuple[Sql, ...] | None
 ) -> BuildIndex:
+    concurrently = together_with is None
     options = aim.spec.build
     # Parallel workers share memory that a container may not have (/dev/shm): after a failure, none.
     workers = options.parallel_workers if failure is None else 0
     return BuildIndex(
         wanted.name,
         aim.name.schema,
-        wanted.index.create(aim.name.schema, concurrently=concurrently),
+        join(
+            ";\n", (wanted.index.create(aim.name.schema, concurrently=concurrently), *(together_with or ()))
+        ),
         build_lock(aim.name.schema, wanted.name),
         {
             "maintenance_work_mem": options.maintenance_work_mem.replace("i", "B"),
@@ -230,9 +239,7 @@ def attain(aim: Aim, now: datetime) -> Progress:
                 inline.append(aim.step(wanted.reason, f"Make the index {wanted.name}", create))
                 continue
             case _:
-                progress = build(
-                    aim, wanted, now, concurrently=True, sentence=f"Build the index {wanted.name}"
-                )
+                progress = build(aim, wanted, now, sentence=f"Build the index {wanted.name}")
         return Progress((*inline, *progress.steps), progress.blocked, progress.look_again_seconds)
     return Progress(tuple(inline))
 

@@ -4,7 +4,8 @@
 serving    queries go by `generations.vector_index`. Another one is built CONCURRENTLY beside it;
            then one transaction moves the pointer (and the metric, where that changed)
 loading    by a worker's wish: no vector index, every search is exact, until the load is over
-building   a plain CREATE INDEX, one scan; workers leave the table alone until it is done
+building   a plain CREATE INDEX, one scan; workers leave the table alone until it is done. The same
+           transaction makes it serve, so nobody waits for an operator that died meanwhile
 =========  ====================================================================================
 """
 
@@ -122,7 +123,7 @@ def _serving(aim: Aim, generation: GenerationRow, wanted: Wanted | None, now: da
         progress = indexes.waiting(aim, wanted.name)
     else:
         sentence = f"Build the vector index {wanted.name} beside what serves"
-        progress = indexes.build(aim, wanted, now, concurrently=True, sentence=sentence)
+        progress = indexes.build(aim, wanted, now, sentence=sentence)
     return Progress((*honest, *progress.steps), progress.blocked, progress.look_again_seconds)
 
 
@@ -257,8 +258,8 @@ def _building(aim: Aim, wanted: Wanted | None, now: datetime) -> Progress:
             tell(names.WORK_CHANNEL, aim.name.number),
         )
         return Progress((give_way,), indexes.build_failed(wanted.name, failure), LOOK_AGAIN_SECONDS)
-    sentence = f"Build the vector index {wanted.name} in one scan"
-    return indexes.build(aim, wanted, now, concurrently=False, sentence=sentence)
+    sentence = f"Build the vector index {wanted.name} in one scan, and serve with it"
+    return indexes.build(aim, wanted, now, sentence=sentence, together_with=point(aim, wanted))
 
 
 def _finish(aim: Aim, wanted: Wanted | None, *before: Sql) -> Step:
