@@ -27,6 +27,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 from pgvector.asyncpg import register_vector
+from prometheus_client import Histogram
 
 import polaris
 from polaris.catalog import CONSUMER_TIMEOUT_SECONDS
@@ -226,6 +227,7 @@ class Database:
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining: set[asyncio.Task[None]] = set()
         self._channels: dict[str, list[Heard]] = {}
+        self._histograms: dict[str, Histogram] = {}
         self._look_now = asyncio.Event()
         self._listen_again = asyncio.Event()
         self._report_now = asyncio.Event()
@@ -305,7 +307,7 @@ class Database:
                 connection.terminate()
             raise self._failed(kind, error) from error
         finally:
-            self._metrics.sql_seconds.labels(kind).observe(time.perf_counter() - begun)
+            self._seconds(kind).observe(time.perf_counter() - begun)
             # A connection that broke is thrown away by the pool, and says so; nobody needs to know.
             with contextlib.suppress(*_DRIVERS):
                 await bound.pool.release(connection)
@@ -340,6 +342,12 @@ class Database:
                 if self._bound is not bound:
                     continue  # It was swapped while we waited.
                 raise self._failed(kind, error) from error
+
+    def _seconds(self, kind: str) -> Histogram:
+        found = self._histograms.get(kind)
+        if found is None:
+            found = self._histograms[kind] = self._metrics.sql_seconds.labels(kind)
+        return found
 
     def _failed(self, kind: str, error: BaseException) -> BaseException:
         made = translate(error)

@@ -75,21 +75,33 @@ class Observed:
         route = _route(scope)
         self._metrics.requests.labels(method, route, str(outcome.status)).inc()
         self._metrics.request_seconds.labels(method, route).observe(seconds)
+        about = {
+            "method": method,
+            "route": route,
+            "status": outcome.status,
+            "ms": round(seconds * 1000, 1),
+            "bytes": outcome.bytes,
+            "complete": outcome.complete,
+        }
         admission = scope.get(SCOPE_KEY)
-        about: dict[str, Any] = {"method": method, "route": route, "status": outcome.status}
         if isinstance(admission, Admission) and admission.access:
-            about["index"] = f"{admission.namespace}/{admission.name}"
-            _audit.info(
-                "access",
-                caller=admission.caller or None,
-                verb=admission.access.verb,
-                resource=f"polarisindexes/{admission.access.subresource}",
-                index=about["index"],
-                status=outcome.status,
-                outcome=_OUTCOMES.get(outcome.status, "allowed" if outcome.status < 500 else "failed"),
-            )
-        log = _access.debug if route in _QUIET else _access.info
-        log("request", **about, ms=round(seconds * 1000, 1), bytes=outcome.bytes, complete=outcome.complete)
+            # One line for both: 40 us that each request would pay twice.
+            _audit.info("access", **_audited(admission, outcome.status), **about)
+        else:
+            log = _access.debug if route in _QUIET else _access.info
+            log("request", **about)
+
+
+def _audited(admission: Admission, status: int) -> dict[str, str | None]:
+    """Return who did what to which index, and whether they were let."""
+    assert admission.access is not None  # noqa: S101  for the type checker
+    return {
+        "caller": admission.caller or None,
+        "verb": admission.access.verb,
+        "resource": f"polarisindexes/{admission.access.subresource}",
+        "index": f"{admission.namespace}/{admission.name}",
+        "outcome": _OUTCOMES.get(status, "allowed" if status < 500 else "failed"),
+    }
 
 
 _OUTCOMES = {0: "aborted", 401: "unauthenticated", 403: "denied"}

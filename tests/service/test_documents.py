@@ -397,5 +397,5 @@ async def test_nothing_of_a_document_is_logged(
     async with rig.worker():
         await rig.level(index)
     out = "".join(capsys.readouterr())
-    assert "request" in out
+    assert "access" in out
     assert "of-somebody" not in out
