@@ -23,7 +23,7 @@ from polaris_service.gate.open import OpenPolicy
 from polaris_service.gate.tokens import TokensPolicy
 from polaris_service.indexes import Indexes
 from polaris_service.metrics import Metrics
-from polaris_service.observed import Observed
+from polaris_service.observed import Observed, flush_spans
 from polaris_service.parts import Parts
 from polaris_service.routes import answer, documents, health, indexes, search
 from polaris_service.search.questions import Questions, of_providers
@@ -87,6 +87,7 @@ def create_app(parts: Parts) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(flush_spans)
             for part in (parts.embedders, parts.gate, parts.database, parts.answerer):
                 await part.start()
                 stack.push_async_callback(part.stop)
@@ -101,6 +102,8 @@ def create_app(parts: Parts) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        # FastAPI's own spans hold paths, and so the ids of documents; `Observed` makes ours without.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     problems.install(app)
     for module in (documents, indexes, search, answer, health):

@@ -6,6 +6,7 @@ any of it, and paths neither (a document's id may be a person's name): the route
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 import uuid
@@ -13,7 +14,9 @@ from collections.abc import MutableMapping
 from typing import Any
 
 import structlog
+from opentelemetry import trace
 from opentelemetry.propagate import extract
+from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import SpanKind, StatusCode
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -29,6 +32,16 @@ _REQUEST_ID = re.compile(r"^[A-Za-z0-9._:/+=-]{1,128}$")
 # Asked every few seconds by kubelets and Prometheus; they would bury the rest of the log.
 _QUIET = ("/livez", "/readyz", "/metrics")
 _METHODS = frozenset({"GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS", "PATCH"})
+
+
+_FLUSH_SECONDS = 2
+
+
+async def flush_spans() -> None:
+    """Send the spans that wait for their batch: a process that ends by a signal runs no exit handlers."""
+    provider = trace.get_tracer_provider()
+    if isinstance(provider, TracerProvider):
+        await asyncio.to_thread(provider.force_flush, _FLUSH_SECONDS * 1000)
 
 
 class Observed:
@@ -49,26 +62,16 @@ class Observed:
         outcome = _Outcome(send, request_id)
         begun = time.perf_counter()
         self._metrics.requests_in_flight.inc()
-        try:
-            with _tracer.start_as_current_span(
-                scope["method"], context=extract(_headers(scope)), kind=SpanKind.SERVER
-            ) as span:
+        with _tracer.start_as_current_span(
+            scope["method"], context=extract(_headers(scope)), kind=SpanKind.SERVER
+        ) as span:
+            try:
                 await self._app(scope, receive, outcome)
-                route = _route(scope)
-                span.update_name(f"{scope['method']} {route}")
-                span.set_attributes(
-                    {
-                        "http.request.method": scope["method"],
-                        "http.route": route,
-                        "http.response.status_code": outcome.status,
-                    }
-                )
-                if outcome.status >= 500:
-                    span.set_status(StatusCode.ERROR)
-        finally:
-            self._metrics.requests_in_flight.dec()
-            self._write_down(scope, outcome, time.perf_counter() - begun)
-            structlog.contextvars.unbind_contextvars("request_id")
+            finally:
+                self._metrics.requests_in_flight.dec()
+                self._write_down(scope, outcome, time.perf_counter() - begun)
+                _finish(span, scope["method"], _route(scope), outcome.status)
+                structlog.contextvars.unbind_contextvars("request_id")
 
     def _write_down(self, scope: Scope, outcome: _Outcome, seconds: float) -> None:
         method = scope["method"] if scope["method"] in _METHODS else "other"
@@ -90,6 +93,15 @@ class Observed:
         else:
             log = _access.debug if route in _QUIET else _access.info
             log("request", **about)
+
+
+def _finish(span: trace.Span, method: str, route: str, status: int) -> None:
+    span.update_name(f"{method} {route}")
+    span.set_attributes(
+        {"http.request.method": method, "http.route": route, "http.response.status_code": status}
+    )
+    if status >= 500:
+        span.set_status(StatusCode.ERROR)
 
 
 def _audited(admission: Admission, status: int) -> dict[str, str | None]:

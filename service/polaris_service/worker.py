@@ -32,6 +32,7 @@ from polaris_service.embed.provider import OfferedModel, Provider
 from polaris_service.embed.registry import Embedders
 from polaris_service.indexes import ServedIndex, all_generations
 from polaris_service.metrics import CONTENT_TYPE, Metrics
+from polaris_service.observed import flush_spans
 from polaris_service.serving import serve
 
 _log = logger(__name__)
@@ -350,6 +351,7 @@ def health_app(database: Database, embedders: Embedders, worker: Worker, metrics
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(flush_spans)
             for part in (embedders, database, worker):
                 await part.start()
                 stack.push_async_callback(part.stop)

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import psutil
@@ -70,7 +70,9 @@ class Program:
 
 
 @contextlib.contextmanager
-def running(program: str, made: Made, folder: Path, **settings: str) -> Iterator[Program]:
+def running(
+    program: str, made: Made, folder: Path, variables: Mapping[str, str] | None = None, **settings: str
+) -> Iterator[Program]:
     """Run a program until the context ends; it is killed then."""
     purpose = "query" if program == "service" else "worker"
     environment = {
@@ -79,6 +81,7 @@ def running(program: str, made: Made, folder: Path, **settings: str) -> Iterator
         "POLARIS_PORT": "0",
         "POLARIS_METRICS_PORT": "0",
         "POLARIS_AUTH": "none",
+        **(variables or {}),
         **{f"POLARIS_{key.upper()}": value for key, value in settings.items()},
     }
     log = folder / f"{program}.log"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import pytest
@@ -116,6 +117,49 @@ def test_sigterm_lets_what_is_in_flight_finish(own: Made, tmp_path: Path) -> Non
     assert "Traceback" not in service.log()
     # It said good-bye in the catalog, which comes last.
     assert own.value("SELECT count(*) FROM polaris.consumers") == 0
+
+
+class _Collector(BaseHTTPRequestHandler):
+    """Takes what an exporter of OTLP sends."""
+
+    received: ClassVar[list[bytes]] = []
+
+    def do_POST(self) -> None:
+        self.received.append(self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_spans_tell_routes_and_statements_and_nothing_of_documents(own: Made, tmp_path: Path) -> None:
+    index = own.index("traced")
+    collector = ThreadingHTTPServer(("127.0.0.1", 0), _Collector)
+    thread = threading.Thread(target=collector.serve_forever)
+    thread.start()
+    try:
+        environment = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.server_port}",
+            "OTEL_TRACES_SAMPLER_ARG": "1",
+        }
+        with running("service", own, tmp_path, environment) as service:
+            with httpx.Client(base_url=service.url, trust_env=False) as http:
+                parent = {"traceparent": "00-" + "ab" * 16 + "-" + "cd" * 8 + "-01"}
+                path = f"{index.path}/documents/id-of-somebody"
+                assert http.put(path, json={"text": "of-somebody"}, headers=parent).status_code == 202
+            service.terminate()
+            service.wait()
+        assert '"trace_id": "' + "ab" * 16 in service.log()
+    finally:
+        collector.shutdown()
+        collector.server_close()
+        thread.join()
+    sent = b"".join(_Collector.received)
+    assert b"PUT /v1/indexes/{namespace}/{name}/documents/{id:path}" in sent
+    assert b"sql write" in sent
+    assert bytes.fromhex("ab" * 16) in sent
+    assert b"of-somebody" not in sent
 
 
 def test_a_service_before_its_secret_is_there_is_ready_and_says_why_not(made: Made, tmp_path: Path) -> None:
