@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 
 import polaris_migrations
 from polaris import names
-from polaris.errors import Conflict, VaultRefused
+from polaris.errors import Conflict, Prerequisite, VaultRefused
 from polaris.sql import Sql, compose, identifier, literal
 from polaris.telemetry import logger
 from polaris_operator import bootstrap, ledger, login_secret
@@ -160,13 +160,7 @@ def _make_login(doors: Doors, username: str, group_role: str) -> Issued:
 def _revoke(action: RevokeLogin, doors: Doors, resource: Resource) -> None:
     refusal = _revoke_lease(action, doors)
     if action.username is not None:
-        with doors.postgres.write() as connection:
-            _end_sessions(connection, action.username)
-            if action.lease_id is None:
-                run(connection, compose("DROP ROLE IF EXISTS {role}", role=identifier(action.username)))
-        with doors.postgres.read() as connection:
-            if _role_exists(connection, action.username):
-                raise refusal or Conflict(f"role {action.username} is still there after it was revoked")
+        _end_login(action.username, doors, refusal)
     elif refusal is not None:
         raise refusal
     if action.drop_secret is not None:
@@ -174,6 +168,19 @@ def _revoke(action: RevokeLogin, doors: Doors, resource: Resource) -> None:
     with doors.postgres.write() as connection:
         for statement in ledger.revoked(action.credential):
             run(connection, statement)
+
+
+def _end_login(username: str, doors: Doors, refusal: VaultRefused | None) -> None:
+    """End a login's sessions and drop it where that was not done already; make sure that it is gone."""
+    try:
+        with doors.postgres.write() as connection:
+            if not _role_exists(connection, username):
+                return
+            _end_sessions(connection, username)
+            run(connection, compose("DROP ROLE IF EXISTS {role}", role=identifier(username)))
+    except Prerequisite as error:
+        # Not ours to drop: then it is Vault's word that counts.
+        raise refusal or error from None
 
 
 def _revoke_lease(action: RevokeLogin, doors: Doors) -> VaultRefused | None:

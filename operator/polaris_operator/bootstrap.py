@@ -172,10 +172,16 @@ def remedy(grant: Grant, database: str) -> str:
 
 
 def creation_statement(group_role: str) -> Sql:
-    """Return the statement with which Vault's database engine makes a login of this group."""
+    """Return the statement with which Vault's database engine makes a login of this group.
+
+    `polaris_operator` gets ADMIN on the login, so that it may drop one that Vault made and forgot
+    (its client went away in between: OpenBao 2.7 leaves the role, and no lease). Of logins that are
+    members of `polaris_operator` itself it can't have that: memberships don't go in circles.
+    """
+    admin = "" if group_role == names.OPERATOR_ROLE else f" ADMIN {OPERATOR}"
     return Sql(
         "CREATE ROLE \"{{name}}\" WITH LOGIN PASSWORD '{{password}}' VALID UNTIL '{{expiration}}'"
-        f" IN ROLE {identifier(group_role)};"
+        f" IN ROLE {identifier(group_role)}{admin};"
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import random
 import signal
@@ -119,6 +120,7 @@ class Operator:
 
 def run_operator(settings: OperatorSettings, kubeconfig: str = "") -> None:
     """Reconcile the objects of a cluster until SIGTERM or Ctrl-C."""
+    _quieten()
     with _until_told() as stop:
         namespaces = [name.strip() for name in settings.watch_namespaces.split(",") if name.strip()]
         objects = KubernetesObjects(load_configuration(kubeconfig), namespaces, settings.installation)
@@ -132,6 +134,7 @@ def run_operator(settings: OperatorSettings, kubeconfig: str = "") -> None:
 
 def run_folder(settings: OperatorSettings, directory: Path, data: Path) -> None:
     """Reconcile the manifests of a folder until SIGTERM or Ctrl-C; everything else is kept in `data`."""
+    _quieten()
     with _until_told() as stop, contextlib.closing(FolderObjects(directory, data)) as objects:
         operator = Operator(objects, workers=settings.workers, resync_seconds=settings.resync_seconds)
         with probes.serving(settings.metrics_port, live=lambda: operator.alive, ready=objects.complete):
@@ -224,6 +227,14 @@ def _until_told() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _quieten() -> None:
+    """Keep others from saying at every look that they looked; what went wrong they still say."""
+    for name in ("alembic", "kopf"):
+        logging.getLogger(name).setLevel(max(logging.WARNING, logging.root.level))
+    # Signals are ours, so kopf has a thread of its own, and warns that it does not get them there.
+    logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)
 
 
 def main() -> None:

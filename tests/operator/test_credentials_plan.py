@@ -95,6 +95,8 @@ def says(step: Step) -> str:
             said = f"revoke lease {lease}"
         case WriteVaultRole():
             said = "write role"
+        case Execute(statements=(statement,)):
+            said = statement
         case _:
             said = "mark published"
     return said
@@ -179,6 +181,17 @@ SENTENCES: list[tuple[str, CredentialsWorld, list[str], Reason | None]] = [
             vault=VaultSeen(frozenset({ROLE}), orphans=("x",)),
         ),
         ["revoke lease x", "revoke 1"],
+        Reason.LOGIN_SUPERSEDED,
+    ),
+    (
+        "crashed while Vault was asked, and Vault forgot the login: it is dropped",
+        world(
+            login(2),
+            login(1, "requested"),
+            holds=2,
+            vault=VaultSeen(frozenset({ROLE}), orphans=(), strays=("v-lost",)),
+        ),
+        ['DROP ROLE IF EXISTS "v-lost"', "revoke 1"],
         Reason.LOGIN_SUPERSEDED,
     ),
     (
@@ -369,6 +382,10 @@ class Simulated:
                     assert self.world.vault is not None
                     vault = replace(self.world.vault, roles=self.world.vault.roles | {role})
                     self.world = replace(self.world, vault=vault)
+                case Execute(statements=(drop,)):
+                    assert self.world.vault is not None
+                    strays = tuple(x for x in self.world.vault.strays if f'"{x}"' not in drop)
+                    self.world = replace(self.world, vault=replace(self.world.vault, strays=strays))
                 case Execute() as action:
                     self._publish(self._named(action))
                 case other:
@@ -460,7 +477,8 @@ def worlds(draw: st.DrawFn) -> CredentialsWorld:
             logins.append(made)
             if draw(st.booleans()):
                 secrets[secret] = SecretSeen(UID, epoch, intact=draw(st.booleans()))
-    vault = VaultSeen(orphans=tuple(draw(st.lists(st.sampled_from("xyz"), unique=True))))
+    lost = st.lists(st.sampled_from("xyz"), unique=True).map(tuple)
+    vault = VaultSeen(orphans=draw(lost), strays=draw(lost))
     used = draw(st.lists(st.sampled_from([one.username for one in logins] or [None]), max_size=3))
     return world(
         *logins,

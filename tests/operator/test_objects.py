@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -390,6 +391,42 @@ def test_what_does_not_belong_there_is_refused_with_the_file(folder: Folder, tex
     assert folder.look() == set()
     (problem,) = folder.objects.problems.values()
     assert words in problem
+    assert "wrong.yaml" in problem
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"spec": "abc"},
+        {"kind": ["x"]},
+        {1: "x"},
+        {"kind": "List", "items": 5},
+        {"metadata": "one"},
+        *(
+            {"metadata": {"name": "one", **wrong}}
+            for wrong in (
+                {"annotations": [1]},
+                {"annotations": {"at": date(2026, 1, 1)}},
+                {"annotations": {1: "x"}},
+                {"namespace": ["a"]},
+                {"namespace": 5},
+                {"namespace": "../../x"},
+                {"namespace": "a.b"},
+                {"namespace": "a" * 64},
+                {"name": "../x"},
+                {"name": "a\n"},
+                {"name": "a" * 64},
+            )
+        ),
+    ],
+)
+def test_a_manifest_of_a_wrong_shape_is_refused_and_the_others_are_taken(
+    folder: Folder, change: dict[Any, Any]
+) -> None:
+    (folder.manifests / "wrong.yaml").write_text(yaml.safe_dump({**manifest(), **change}, sort_keys=False))
+    folder.put(manifest("two"))
+    assert folder.look() == {Key("PolarisDatabase", NAMESPACE, "two")}
+    (problem,) = folder.objects.problems.values()
     assert "wrong.yaml" in problem
 
 

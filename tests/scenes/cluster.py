@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+import psutil
 import yaml
 
 from kube import leash
@@ -28,7 +30,7 @@ OPERATOR_NAMESPACE = "polaris-system"
 OPERATOR_ACCOUNT = "polaris-operator"
 PATIENCE_SECONDS = 60.0
 
-# All that the operator may do. The test of `kubectl auth can-i` reads it too.
+# All that the operator may do.
 RULES: list[dict[str, Any]] = [
     {
         "apiGroups": ["polaris.dev"],
@@ -102,7 +104,7 @@ class OperatorProcess:
             **{k: v for k, v in os.environ.items() if not k.startswith(("POLARIS_", "KUBE"))},
             "KUBECONFIG": str(cluster.kubeconfig_for(OPERATOR_NAMESPACE, OPERATOR_ACCOUNT)),
             "POLARIS_METRICS_PORT": "0",
-            "POLARIS_RESYNC_SECONDS": "5",
+            "POLARIS_RESYNC_SECONDS": "2",
             **environment,
         }
         self._leash: subprocess.Popen[bytes] | None = None
@@ -142,6 +144,26 @@ class OperatorProcess:
     def log(self) -> str:
         """All that it wrote."""
         return self._log.read_text()
+
+
+@contextmanager
+def frozen(pid: int) -> Iterator[None]:
+    """Stop a process in the middle of whatever it does; it goes on afterwards."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def api_server_pid(cluster: Cluster) -> int:
+    """The API server's process."""
+    port = f"--secure-port={cluster.url.rpartition(':')[2]}"
+    return next(
+        process.pid
+        for process in psutil.process_iter(["cmdline"])
+        if port in (process.info["cmdline"] or ()) and "kube-apiserver" in process.name()
+    )
 
 
 def _child(parent: int) -> int:

@@ -10,6 +10,8 @@ from typing import Any
 
 from parts.servers import Database, run
 from parts.vault import Administrator, grant_roles
+from polaris.sql import Sql
+from polaris_operator import bootstrap
 from scenes.folder import FolderScene, database_manifest
 from scenes.roles import operator_login
 
@@ -41,20 +43,37 @@ class FromVault:
 
     def leases(self) -> list[str]:
         """The ids of all leases of the mount that live."""
-        return list(self._leases(f"{self.mount}/creds/"))
-
-    def _leases(self, prefix: str) -> Iterator[str]:
-        answer = self.administrator.client.list(f"sys/leases/lookup/{prefix}")
-        for key in answer["data"]["keys"] if isinstance(answer, dict) else ():
-            if key.endswith("/"):
-                yield from self._leases(prefix + key)
-            else:
-                yield prefix + key
+        return leases(self.administrator, self.mount)
 
     def longest_lease(self, seconds: int) -> None:
         """Say how long a lease of the mount may live."""
-        tune = f"sys/mounts/{self.mount}/tune"
-        self.administrator.client.write_data(tune, data={"max_lease_ttl": f"{seconds}s"})
+        longest_lease(self.administrator, self.mount, seconds)
+
+    def make_and_forget(self, username: str, group_role: str) -> None:
+        """Make a login as Vault makes it and have no lease, as when its client went away in between."""
+        statement = bootstrap.creation_statement(group_role)
+        for place, value in {"name": username, "password": "x", "expiration": "infinity"}.items():
+            statement = Sql(statement.replace("{{" + place + "}}", value))
+        run(self.database.dsn, f"SET ROLE {bootstrap.VAULT_LOGIN}; {statement}")
+
+
+def leases(administrator: Administrator, mount: str) -> list[str]:
+    """The ids of all leases of a mount that live."""
+    return list(_leases(administrator, f"{mount}/creds/"))
+
+
+def _leases(administrator: Administrator, prefix: str) -> Iterator[str]:
+    answer = administrator.client.list(f"sys/leases/lookup/{prefix}")
+    for key in answer["data"]["keys"] if isinstance(answer, dict) else ():
+        if key.endswith("/"):
+            yield from _leases(administrator, prefix + key)
+        else:
+            yield prefix + key
+
+
+def longest_lease(administrator: Administrator, mount: str, seconds: int) -> None:
+    """Say how long a lease of the mount may live."""
+    administrator.client.write_data(f"sys/mounts/{mount}/tune", data={"max_lease_ttl": f"{seconds}s"})
 
 
 @contextmanager

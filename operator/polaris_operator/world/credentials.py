@@ -76,6 +76,8 @@ class VaultSeen:
     orphans: tuple[str, ...] | None = None
     """Leases of our roles that no row of the ledger knows: somebody died between lease and ledger.
     None: they were not looked for, because nobody did, or because somebody is at it right now."""
+    strays: tuple[str, ...] = ()
+    """Logins that Vault made and that no row of the ledger knows, looked for as leases are."""
     unavailable: str = ""
     """Why Vault could not be asked; "" where it answered."""
     refused: str = ""
