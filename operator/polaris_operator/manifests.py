@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +12,12 @@ import yaml
 
 from polaris import API_GROUP, API_VERSION
 from polaris.errors import InvalidManifest
-from polaris.spec import MAX_NAME, SPECS, Kind
+from polaris.spec import LABEL, MAX_NAME, SPECS, SUBDOMAIN, Kind
 from polaris_operator.objects import Key
 
 SUFFIXES = frozenset({".yaml", ".yml", ".json"})
 DEFAULT_NAMESPACE = "default"
+_MAX_NAMESPACE = 63
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,10 @@ def _manifests(document: Any, where: str) -> Iterator[Manifest]:
         raise InvalidManifest(f"{where}: a document is not a mapping")
     kind, group = document.get("kind"), document.get("apiVersion")
     if kind == "List":
-        for item in document.get("items") or ():
+        items = document.get("items") or []
+        if not isinstance(items, list):
+            raise InvalidManifest(f"{where}: items is not a list", "/items")
+        for item in items:
             yield from _manifests(item, where)
         return
     if kind == "Secret":
@@ -64,23 +69,49 @@ def _manifests(document: Any, where: str) -> Iterator[Manifest]:
             f"{where}: secrets do not belong into the folder of manifests; write each key as a file,"
             " secrets/NAMESPACE/NAME/KEY, below the data folder"
         )
-    if group != f"{API_GROUP}/{API_VERSION}" or kind not in SPECS:
+    if group != f"{API_GROUP}/{API_VERSION}" or not isinstance(kind, str) or kind not in SPECS:
         raise InvalidManifest(f"{where}: apiVersion {group}, kind {kind} is none of ours")
     yield _manifest(document, cast("Kind", kind), where)
 
 
-def _manifest(document: dict[str, Any], kind: Kind, where: str) -> Manifest:
-    metadata = document.get("metadata") or {}
-    name = metadata.get("name") if isinstance(metadata, dict) else None
-    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME[kind]:
-        raise InvalidManifest(
-            f"{where}: metadata.name must be 1 to {MAX_NAME[kind]} characters", "/metadata/name"
-        )
-    unknown = set(document) - {"apiVersion", "kind", "metadata", "spec", "status"}
+def _manifest(document: dict[Any, Any], kind: Kind, where: str) -> Manifest:
+    unknown = {str(name) for name in document} - {"apiVersion", "kind", "metadata", "spec", "status"}
     if unknown:
         raise InvalidManifest(f"{where}: unknown field {min(unknown)}", f"/{min(unknown)}")
+    metadata = _mapping(document, "metadata", "", where)
+    name, namespace = metadata.get("name"), metadata.get("namespace") or DEFAULT_NAMESPACE
+    # Both become parts of paths below the data folder.
+    if not _is_name(name, SUBDOMAIN, MAX_NAME[kind]):
+        raise InvalidManifest(
+            f"{where}: metadata.name must be 1 to {MAX_NAME[kind]} characters, lower-case letters, digits,"
+            " hyphens and dots",
+            "/metadata/name",
+        )
+    if not _is_name(namespace, LABEL, _MAX_NAMESPACE):
+        raise InvalidManifest(
+            f"{where}: metadata.namespace must be 1 to {_MAX_NAMESPACE} characters, lower-case letters,"
+            " digits and hyphens",
+            "/metadata/namespace",
+        )
+    annotations = _mapping(metadata, "annotations", "/metadata", where)
+    if not all(isinstance(text, str) for pair in annotations.items() for text in pair):
+        raise InvalidManifest(
+            f"{where}: metadata.annotations must be strings; quote numbers, dates and yes or no",
+            "/metadata/annotations",
+        )
     return Manifest(
-        Key(kind, metadata.get("namespace") or DEFAULT_NAMESPACE, name),
-        document.get("spec") or {},
-        metadata.get("annotations") or {},
+        Key(kind, namespace, cast("str", name)), _mapping(document, "spec", "", where), annotations
     )
+
+
+def _mapping(parent: Mapping[Any, Any], name: str, place: str, where: str) -> dict[Any, Any]:
+    found = parent.get(name)
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise InvalidManifest(f"{where}: {name} is not a mapping", f"{place}/{name}")
+    return found
+
+
+def _is_name(text: Any, pattern: str, longest: int) -> bool:
+    return isinstance(text, str) and len(text) <= longest and re.fullmatch(pattern, text) is not None
