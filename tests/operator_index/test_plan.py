@@ -196,7 +196,7 @@ def test_another_installations_index_is_adopted_by_its_own_name_with_consent() -
 
 
 def test_an_index_of_another_name_is_adopted_with_consent_and_keeps_its_schema() -> None:
-    there = row(SPEC, namespace="old", name="book", installation=OTHERS, uid="uid-9")
+    there = row(SPEC, name="book", installation=OTHERS, uid="uid-9")
     world = made(SPEC, row=None, named=there)
 
     decided = plan(world, annotations={ADOPT_ANNOTATION: f"{CATALOG}/7"})
@@ -218,6 +218,7 @@ def test_an_annotation_that_was_followed_changes_nothing() -> None:
         (made(SPEC, named=row(SPEC, number=9, name="a")), f"{CATALOG}/9", "has c0ffee00/7 already"),
         (nothing(named=row(SPEC, name="a")), f"{CATALOG}/7", "in use by PolarisIndex team/a"),
         (nothing(named=row(SPEC, name="a", state="deleting")), f"{CATALOG}/7", "being removed"),
+        (nothing(named=row(SPEC, namespace="b", state="released")), f"{CATALOG}/7", "of namespace b"),
     ],
     ids=[
         "no such number",
@@ -226,6 +227,7 @@ def test_an_annotation_that_was_followed_changes_nothing() -> None:
         "has one already",
         "in use next door",
         "being removed",
+        "another namespace's",
     ],
 )
 def test_an_adoption_that_cannot_be_is_refused_with_the_reason(

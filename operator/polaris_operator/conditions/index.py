@@ -57,7 +57,7 @@ def index_status(
         catalog=f"{world.catalog}/{world.row.number}" if ours and world.row else None,
         query_url=_query_url(resource, world),
         active=active(world) if ours else None,
-        candidate=candidate(world, now) if ours else None,
+        candidate=candidate(world) if ours else None,
         plan=shown_plan(spec, world, plan.withheld),
         verification=verification(world) if ours else None,
         credentials=credentials.lines(wanted, facts.credentials) if facts.credentials else [],
@@ -178,14 +178,14 @@ def active(world: IndexWorld) -> ActiveStatus | None:
     )
 
 
-def candidate(world: IndexWorld, now: datetime) -> CandidateStatus | None:
+def candidate(world: IndexWorld) -> CandidateStatus | None:
     """Return how far the build of a vector index is; None where none is under way."""
     generation = world.generation
     if generation is None:
         return None
     for build in world.builds:
         if build.table == names.chunks_table(generation.number):
-            return _candidate(generation, build, now)
+            return _candidate(generation, build, world.now)
     if generation.state == "serving":
         return None
     # Between two builds, or before the first: the state of the load is all there is to say.

@@ -191,8 +191,8 @@ def _converge_indexes(case: _Case, first: list[Step]) -> Progress:
         steps += part.steps
         if part.blocked is not None:
             return Progress(tuple(steps), part.blocked, part.look_again_seconds)
-    left = indexes.leftovers(aim, kept, case.now)
-    measured = [] if settled.steps else recall.steps(aim, case.now)
+    left = indexes.leftovers(aim, kept)
+    measured = [] if settled.steps else recall.steps(aim)
     aside = (*left.steps, *measured)
     return Progress((*steps, *_point(case, aim)), None, left.look_again_seconds, aside)
 

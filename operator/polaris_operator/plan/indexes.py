@@ -263,14 +263,14 @@ def is_ours(aim: Aim, index: str, seen: IndexSeen) -> bool:
     )
 
 
-def leftovers(aim: Aim, keep: frozenset[str], now: datetime) -> Progress:
+def leftovers(aim: Aim, keep: frozenset[str]) -> Progress:
     """Return the steps that drop what is wanted no more, once no query can still be using it."""
     steps: list[Step] = []
     wait: float | None = None
     for index, seen in sorted(aim.world.indexes.items()):
         if index in keep or not is_ours(aim, index, seen) or is_building(aim, index):
             continue
-        left = _grace(aim, now) if seen.valid else 0.0
+        left = _grace(aim) if seen.valid else 0.0
         if left > 0:
             wait = left
             continue
@@ -281,10 +281,11 @@ def leftovers(aim: Aim, keep: frozenset[str], now: datetime) -> Progress:
     return Progress(tuple(steps), None, wait)
 
 
-def _grace(aim: Aim, now: datetime) -> float:
+def _grace(aim: Aim) -> float:
     if aim.world.subject is None:
         return 0.0
-    return (aim.world.subject.updated_at + timedelta(seconds=DROP_GRACE_SECONDS) - now).total_seconds()
+    over = aim.world.subject.updated_at + timedelta(seconds=DROP_GRACE_SECONDS)
+    return (over - aim.world.now).total_seconds()
 
 
 def unwanted_builds(aim: Aim, keep: frozenset[str]) -> list[Step]:

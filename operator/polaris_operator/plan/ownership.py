@@ -2,7 +2,8 @@
 
 An index belongs to (installation, namespace and name, uid). What was released is taken up again by
 an object of the same namespace and name, wherever it lives: deleted and applied again, a rebuilt
-cluster, a restored backup. Anything else needs the annotation `polaris.dev/adopt`.
+cluster, a restored backup. Anything else needs the annotation `polaris.dev/adopt`, and stays within its
+namespace.
 """
 
 from __future__ import annotations
@@ -68,6 +69,9 @@ def _adoption(resource: Resource, world: IndexWorld) -> IndexRow | Blocked | Non
     if world.row is not None:
         return _no(f"this object's name has {_label(world, world.row)} already", wanted)
     named = world.named
+    if named.namespace != resource.key.namespace:
+        # Whoever may write objects in one namespace shall not read another one's documents by it.
+        return _no(f"it is of namespace {named.namespace}, and stays in it", wanted)
     if named.state == "deleting":
         return _no("it is being removed", wanted)
     if named.state == "active" and named.installation == world.installation:

@@ -74,13 +74,13 @@ def record(number: int, generation: int, measured: Measured, rows: int) -> Sql:
     )
 
 
-def steps(aim: Aim, now: datetime) -> list[Step]:
+def steps(aim: Aim) -> list[Step]:
     """Return the step that measures recall, where that is due."""
     generation = aim.world.generation
     relation = aim.world.relations.get(aim.chunks.name)
     if generation is None or relation is None or generation.state != "serving":
         return []
-    why = due(generation, relation.rows, aim.spec.search.target_recall_percent / 100, now)
+    why = due(generation, relation.rows, aim.spec.search.target_recall_percent / 100, aim.world.now)
     if why is None:
         return []
     if generation.vector_index is None or relation.rows <= EXACT_ROWS:

@@ -204,7 +204,7 @@ _LOADING = Blocked(
 def _loading(aim: Aim, generation: GenerationRow, wanted: Wanted | None, now: datetime) -> Progress:
     if wanted is None:
         return Progress((_finish(aim, None),))
-    if not _load_is_over(generation, now):
+    if not _load_is_over(generation, aim.world.now):
         drops = tuple(
             indexes.drop(aim, index, Reason.BULK_LOAD, "rows are loaded faster without it")
             for index, seen in sorted(aim.world.indexes.items())

@@ -185,7 +185,7 @@ class IndexWorld:
     installation: UUID
     """Ours."""
     now: datetime
-    """By the database's clock."""
+    """By the database's clock, as all times in the catalog are."""
     next_number: int
     """What a new index would be numbered."""
     row: IndexRow | None = None
