@@ -77,6 +77,8 @@ class OperatorSettings(Settings):
     """Namespaces whose objects are reconciled, comma-separated; empty: all."""
     operator_namespace: str = ""
     """Where the operator's Lease and Events about itself live; empty: the pod's own."""
+    metrics_host: str = "0.0.0.0"  # noqa: S104  kubelet and Prometheus ask from outside
+    """Address of /metrics, /livez and /readyz."""
     metrics_port: Port = 9090
     """Port of /metrics, /livez and /readyz; 0: any free one."""
     workers: Annotated[int, Field(ge=1, le=64)] = 4
@@ -177,6 +179,8 @@ class ServiceSettings(_Embedders):
 class WorkerSettings(_Embedders):
     """Settings of `polaris worker`."""
 
+    metrics_host: str = "0.0.0.0"  # noqa: S104  kubelet and Prometheus ask from outside
+    """Address of /metrics, /livez and /readyz."""
     metrics_port: Port = 9091
     """Port of /metrics, /livez and /readyz; 0: any free one."""
     batch_chunks: Annotated[int, Field(ge=1, le=4096)] = 64

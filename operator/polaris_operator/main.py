@@ -125,7 +125,7 @@ def run_operator(settings: OperatorSettings, kubeconfig: str = "") -> None:
         namespaces = [name.strip() for name in settings.watch_namespaces.split(",") if name.strip()]
         objects = KubernetesObjects(load_configuration(kubeconfig), namespaces, settings.installation)
         cluster = _Cluster(objects, namespaces, stop)
-        with probes.serving(settings.metrics_port, live=cluster.alive, ready=objects.complete):
+        with _probes(settings, live=cluster.alive, ready=objects.complete):
             if _patiently(lambda: objects.installation, stop) is None:
                 return
             operator = Operator(objects, workers=settings.workers, resync_seconds=settings.resync_seconds)
@@ -137,7 +137,7 @@ def run_folder(settings: OperatorSettings, directory: Path, data: Path) -> None:
     _quieten()
     with _until_told() as stop, contextlib.closing(FolderObjects(directory, data)) as objects:
         operator = Operator(objects, workers=settings.workers, resync_seconds=settings.resync_seconds)
-        with probes.serving(settings.metrics_port, live=lambda: operator.alive, ready=objects.complete):
+        with _probes(settings, live=lambda: operator.alive, ready=objects.complete):
             operator.start()
             try:
                 # The first look tells what changed while nobody looked; the rest is looked at too.
@@ -150,6 +150,12 @@ def run_folder(settings: OperatorSettings, directory: Path, data: Path) -> None:
                     changed = objects.look()
             finally:
                 operator.stop()
+
+
+def _probes(
+    settings: OperatorSettings, *, live: Callable[[], bool], ready: Callable[[], bool]
+) -> contextlib.AbstractContextManager[int]:
+    return probes.serving(settings.metrics_host, settings.metrics_port, live=live, ready=ready)
 
 
 class _Cluster:

@@ -24,7 +24,7 @@ class _Quiet(WSGIRequestHandler):
 
 
 @contextlib.contextmanager
-def serving(port: int, *, live: Callable[[], bool], ready: Callable[[], bool]) -> Iterator[int]:
+def serving(host: str, port: int, *, live: Callable[[], bool], ready: Callable[[], bool]) -> Iterator[int]:
     """Serve while the context lasts; yields the port, which is a free one where 0 was asked for."""
     checks = {"/livez": live, "/readyz": ready}
 
@@ -39,7 +39,7 @@ def serving(port: int, *, live: Callable[[], bool], ready: Callable[[], bool]) -
         )
         return [b"ok\n" if well else b"not yet\n"]
 
-    server = make_server("", port, application, server_class=_Server, handler_class=_Quiet)
+    server = make_server(host, port, application, server_class=_Server, handler_class=_Quiet)
     thread = threading.Thread(target=server.serve_forever, name="probes", daemon=True)
     thread.start()
     try:

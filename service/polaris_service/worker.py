@@ -378,4 +378,4 @@ def run_worker(settings: WorkerSettings) -> None:
     configure_tracing("polaris-worker")
     metrics = Metrics()
     app = health_app(*build_worker(settings, metrics), metrics)
-    serve(app, "0.0.0.0", settings.metrics_port, grace_seconds=5)  # noqa: S104  kubelet and Prometheus ask
+    serve(app, settings.metrics_host, settings.metrics_port, grace_seconds=5)

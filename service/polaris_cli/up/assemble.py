@@ -160,10 +160,10 @@ class Up:
 
     def _operator_arguments(self, port: int) -> list[str]:
         where = ["--files", str(self._folder.manifests), "--data", str(self._folder.root)]
-        return ["operator", *where, "--metrics-port", str(port)]
+        return ["operator", *where, *_probes(port)]
 
     def _worker_arguments(self, port: int) -> list[str]:
-        return ["worker", *self._database("polaris-worker"), "--metrics-port", str(port)]
+        return ["worker", *self._database("polaris-worker"), *_probes(port)]
 
     def _service_arguments(self, port: int) -> list[str]:
         return [
@@ -253,6 +253,10 @@ class Up:
             f'  {program} ask handbook "Como funcionam as citações?"{server}\n',
             flush=True,
         )
+
+
+def _probes(port: int) -> list[str]:
+    return ["--metrics-host", ports.LOOPBACK, "--metrics-port", str(port)]
 
 
 def _environment() -> Mapping[str, str]:
