@@ -60,23 +60,31 @@ def _is_ours(resource: Resource, world: IndexWorld, row: IndexRow) -> bool:
 def _adoption(resource: Resource, world: IndexWorld) -> IndexRow | Blocked | None:
     """Return the row to adopt; None where the annotation is absent or was followed already."""
     wanted = resource.annotations.get(ADOPT_ANNOTATION)
-    if wanted is None or (world.row is not None and wanted == _label(world, world.row)):
+    if wanted is None:
+        return None
+    if world.row is not None and wanted == _label(world, world.row):
         # Its own name already: the annotation is consent to take it from whoever has it.
-        row = world.row if wanted is not None else None
-        return None if row is None or _is_ours(resource, world, row) or row.state == "deleting" else row
-    if world.named is None or wanted != _label(world, world.named):
-        return _no("there is no such index in this database", wanted)
-    if world.row is not None:
-        return _no(f"this object's name has {_label(world, world.row)} already", wanted)
+        settled = is_own(resource, world) or world.row.state == "deleting"
+        return None if settled else world.row
     named = world.named
+    if named is None or wanted != _label(world, named):
+        return _no("there is no such index in this database", wanted)
+    why_not = _why_not(resource, world, named)
+    return named if why_not is None else _no(why_not, wanted)
+
+
+def _why_not(resource: Resource, world: IndexWorld, named: IndexRow) -> str | None:
+    """Return why an index of another name can't be adopted; None where it can."""
+    if world.row is not None:
+        return f"this object's name has {_label(world, world.row)} already"
     if named.namespace != resource.key.namespace:
         # Whoever may write objects in one namespace shall not read another one's documents by it.
-        return _no(f"it is of namespace {named.namespace}, and stays in it", wanted)
+        return f"it is of namespace {named.namespace}, and stays in it"
     if named.state == "deleting":
-        return _no("it is being removed", wanted)
+        return "it is being removed"
     if named.state == "active" and named.installation == world.installation:
-        return _no(f"it is in use by PolarisIndex {named.namespace}/{named.name}, delete that first", wanted)
-    return named
+        return f"it is in use by PolarisIndex {named.namespace}/{named.name}, delete that first"
+    return None
 
 
 def _no(why: str, wanted: str) -> Blocked:
