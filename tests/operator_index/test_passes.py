@@ -166,6 +166,8 @@ DRIFT = {
     "an attribute's index": "DROP INDEX {s}.g1_by_lang_keyw",
     "the vector index": "DROP INDEX {s}.{v}",
     "a btree of the vector index's name": "DROP INDEX {s}.{v}; CREATE INDEX {v} ON {s}.g1_chunks (version)",
+    "another graph of the vector index's name": "DROP INDEX {s}.{v}; CREATE INDEX {v} ON {s}.g1_chunks"
+    " USING hnsw (embedding halfvec_l2_ops) WITH (m = 4, ef_construction = 16)",
     "the index of sequences": "DROP INDEX {s}.stored_documents_by_sequence",
     "the clock's row": "DELETE FROM {s}.clock",
     "the clock": "DROP TABLE {s}.clock",

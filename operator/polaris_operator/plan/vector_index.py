@@ -118,7 +118,7 @@ def _serving(aim: Aim, generation: GenerationRow, wanted: Wanted | None, now: da
         return Progress((_switch(aim, wanted),))
     if state == Standing.ABSENT and aim.empty:
         return Progress((_switch(aim, wanted, wanted.index.create(aim.name.schema)),))
-    honest = _forget_lost(aim, generation)
+    honest = _forget_lost(aim, generation, wanted)
     if state == Standing.BUILDING:
         progress = indexes.waiting(aim, wanted.name)
     else:
@@ -156,11 +156,12 @@ def point(aim: Aim, wanted: Wanted | None) -> tuple[Sql, ...]:
     )
 
 
-def _forget_lost(aim: Aim, generation: GenerationRow) -> list[Step]:
+def _forget_lost(aim: Aim, generation: GenerationRow, wanted: Wanted) -> list[Step]:
     """Say that search is exact where the index that queries are pointed to is gone or was damaged."""
     pointer = generation.vector_index
     seen = aim.world.indexes.get(pointer) if pointer else None
-    if pointer is None or (seen is not None and seen.valid and _is_vector_index(seen)):
+    right = wanted.right if pointer == wanted.name else _is_vector_index
+    if pointer is None or (seen is not None and seen.valid and right(seen)):
         return []
     return [
         aim.step(
