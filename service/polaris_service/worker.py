@@ -21,12 +21,11 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from polaris.catalog import CONSUMER_TIMEOUT_SECONDS
 from polaris.errors import PolarisError, Unavailable
 from polaris.names import CATALOG_CHANNEL, WORK_CHANNEL
 from polaris.settings import WorkerSettings
 from polaris.telemetry import configure_logging, configure_tracing, logger
-from polaris_service.database import Database, Purpose
+from polaris_service.database import SWEEP_SECONDS, Database, Purpose
 from polaris_service.documents.behind import Level, Outcome, WorkLimits
 from polaris_service.embed.provider import OfferedModel, Provider
 from polaris_service.embed.registry import Embedders
@@ -286,6 +285,7 @@ class Worker:
 
     async def _report_models(self) -> None:
         """Say in the catalog, every 30 s, what this worker embeds."""
+        told: dict[str, str] = {}
         while True:
             wait = REPORT_MODELS_SECONDS
             for provider in self._embedders.all():
@@ -293,8 +293,12 @@ class Worker:
                     await self._report_provider(provider)
                 except PolarisError as error:
                     # What was reported stays until it is old: a short absence stalls no manifest.
-                    _log.warning("models not reported", provider=provider.name, why=str(error))
                     wait = _REPORT_AGAIN_SECONDS
+                    if told.get(provider.name) != str(error):
+                        _log.warning("models not reported", provider=provider.name, why=str(error))
+                    told[provider.name] = str(error)
+                else:
+                    told.pop(provider.name, None)
             await asyncio.sleep(wait)
 
     async def _report_provider(self, provider: Provider) -> None:
@@ -317,7 +321,7 @@ class Worker:
                 provider.name,
                 self._database.consumer,
                 [model.model for model in offered],
-                float(40 * CONSUMER_TIMEOUT_SECONDS),
+                SWEEP_SECONDS,
             )
 
 

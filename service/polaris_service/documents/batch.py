@@ -116,7 +116,9 @@ class Batch:
                 group = _Group()
             for line in found:
                 number += 1
-                if not line.strip():
+                # One line beyond the limit is answered; what follows is read, so that whoever sends all
+                # before reading comes to read, and thrown away.
+                if number > self._limits.lines + 1 or not line.strip():
                     continue
                 entry = self._parsed(number, line)
                 if isinstance(entry, Write) and entry.id in group.ids:
@@ -126,10 +128,6 @@ class Batch:
                 if group.full:
                     yield group
                     group = _Group()
-                if number > self._limits.lines:
-                    break
-            if number > self._limits.lines:
-                break
         if group.entries:
             yield group
 
