@@ -27,9 +27,8 @@ class Up:
         self._log = data.parent / "up.log"
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, seconds: float = 120) -> str:
-        """Start it; return what it said once it is ready."""
-        begin = self._log.stat().st_size if self._log.exists() else 0
+    def begin(self) -> None:
+        """Start it, and do not wait."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 command("up", "--data", self.data, "--port", str(self.port)),
@@ -39,6 +38,12 @@ class Up:
                 env=environment(PYTHONWARNINGS="default"),
                 start_new_session=True,
             )
+
+    def start(self, seconds: float = 120) -> str:
+        """Start it; return what it said once it is ready."""
+        begin = self._log.stat().st_size if self._log.exists() else 0
+        self.begin()
+        assert self._process is not None
         until = time.monotonic() + seconds
         while True:
             said = self._log.read_bytes()[begin:].decode()

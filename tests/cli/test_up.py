@@ -324,3 +324,16 @@ def test_an_index_that_was_removed_stays_away(up: Up) -> None:
     assert not manifest.exists()
     manifest.write_text(kept)
     wait_for("the same answers", lambda: up.polaris("ask", "handbook", "What is POLARIS?").code == 0)
+
+
+def test_killed_at_any_moment_of_its_first_start_it_starts_the_next_time(open_path: Path) -> None:
+    killed = Up(open_path / "data")
+    try:
+        for seconds in (0.8, 1.6, 4):
+            killed.begin()
+            time.sleep(seconds)
+            killed.kill()
+        killed.start()
+        assert_citations_hold(killed, asked(killed, "Como funcionam as citações?"))
+    finally:
+        killed.end()

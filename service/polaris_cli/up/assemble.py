@@ -34,6 +34,7 @@ from polaris_cli.up.process import Process, write_private
 from polaris_cli.up.supervise import Part, State, Supervisor
 
 DATABASE = "polaris"
+_FIRST_INDEX = names.IndexName(layout.NAMESPACE, layout.INDEX)
 _READY_SECONDS = 120.0
 _LOOK_SECONDS = 0.1
 # What the status says may be of the run before, or of a moment in which not all was looked at.
@@ -49,7 +50,8 @@ def run(settings: UpSettings) -> None:
         # Only now: where another runs on this data, that is what a person has to know.
         if (problem := checks.port_problem(settings.host, settings.port)) is not None:
             raise Conflict(f"{problem}: choose another with --port or POLARIS_PORT")
-        up = Up(settings, folder, supervisor)
+        port = settings.port or ports.any_free()
+        up = Up(settings.model_copy(update={"port": port}), folder, supervisor)
         up.start()
         supervisor.watch()
         show.say("stopping")
@@ -70,6 +72,8 @@ class Up:
         self._supervisor = supervisor
         self._postgres = LocalPostgres(folder.postgres)
         self._openbao = LocalOpenBao(folder.openbao)
+        # Somebody's own embedding service takes the place of ours.
+        self._embeds_elsewhere = os.environ.get("POLARIS_EMBEDDER", "")
         self._embedder = self._program("embedder", self._embedder_arguments)
         self._operator = self._program("operator", self._operator_arguments)
         self._worker = self._program("worker", self._worker_arguments)
@@ -86,7 +90,8 @@ class Up:
         began = time.monotonic()
         with ExitStack() as begun:
             # The model takes longest to be ready, and needs nobody.
-            self._begin(begun, self._embedder)
+            if not self._embeds_elsewhere:
+                self._begin(begun, self._embedder)
             with show.step(f"PostgreSQL {self._postgres.installation.version} with pgvector"):
                 self._supervisor.start(self._postgres)
             with show.step("OpenBao"):
@@ -95,8 +100,9 @@ class Up:
                 self._grant()
             for part in (self._operator, self._service, self._worker):
                 self._begin(begun, part)
-            with show.step("embedding model"):
-                self._supervisor.start(self._embedder)
+            if not self._embeds_elsewhere:
+                with show.step("embedding model"):
+                    self._supervisor.start(self._embedder)
             with show.step("operator, service, worker"):
                 for part in (self._operator, self._service, self._worker):
                     self._supervisor.start(part)
@@ -175,9 +181,13 @@ class Up:
         ]
 
     def _database(self, secret: str) -> list[str]:
-        embedder = int((self._folder.run / "embedder.port").read_text())
-        chosen = os.environ.get("POLARIS_EMBEDDER") or f"http://{ports.LOOPBACK}:{embedder}/v1"
-        return ["--database-secret", str(self._folder.secret(secret)), "--embedder", chosen]
+        return ["--database-secret", str(self._folder.secret(secret)), "--embedder", self._embedder_url()]
+
+    def _embedder_url(self) -> str:
+        if self._embeds_elsewhere:
+            return self._embeds_elsewhere
+        port = (self._folder.run / "embedder.port").read_text().strip()
+        return f"http://{ports.LOOPBACK}:{port}/v1"
 
     # --- until the first question can be asked ---
 
@@ -193,6 +203,8 @@ class Up:
             # A manifest that its owner has changed; nothing else depends on it.
             show.say(f"{error}; change {self._handbook_manifest()}")
             return
+        with self._client() as service:
+            service.patiently(lambda: service.get(_FIRST_INDEX.path), show.say)
         digest = layout.handbook_digest()
         if not self._folder.loaded.exists() or self._folder.loaded.read_text("utf-8") != digest:
             self._load_handbook(digest)
@@ -230,11 +242,9 @@ class Up:
 
     def _load_handbook(self, digest: str) -> None:
         began = time.monotonic()
-        index = names.IndexName(layout.NAMESPACE, layout.INDEX)
         pages = [layout.handbook()]
-        settings = ClientSettings.load(os.environ, {"server": self.address})
-        with Service(settings) as service:
-            loader = Loader(service, index, show.say)
+        with self._client() as service:
+            loader = Loader(service, _FIRST_INDEX, show.say)
             with show.meter("handbook: loading", files.count_documents(pages)) as meter:
                 loader.load(files.documents(pages, Options()), meter)
             with show.meter("handbook: embedding") as meter:
@@ -243,12 +253,16 @@ class Up:
             write_private(self._folder.loaded, digest)
         show.done("handbook, in English and Portuguese", began)
 
+    def _client(self) -> Service:
+        return Service(ClientSettings.load(os.environ, {"server": self.address}))
+
     def _say_ready(self, seconds: float) -> None:
         program = sys.argv[0] if sys.argv[0].endswith("polaris") else "polaris"
         program = os.path.relpath(program) if os.sep in program else program
         server = "" if self._settings.port == 8080 else f" --server {self.address}"
         print(
-            f"POLARIS is ready at {self.address} ({seconds:.1f} s). Ctrl-C stops it. Ask it something:\n\n"
+            f"POLARIS is ready at {self.address} ({seconds:.1f} s). Ctrl-C stops it; its data stays in"
+            f" {self._settings.data}. Ask it something:\n\n"
             f'  {program} ask handbook "How do I delete a document?"{server}\n'
             f'  {program} ask handbook "Como funcionam as citações?"{server}\n',
             flush=True,
