@@ -26,7 +26,9 @@ KEYWORD_BYTES = 1024
 
 _TEMPLATES = {
     AttributeType.KEYWORD: (
-        "(CASE WHEN jsonb_typeof({value}) = 'string' THEN {value} #>> '{{}}' END COLLATE \"C\")"
+        "(CASE WHEN jsonb_typeof({value}) = 'string'"
+        f" AND octet_length({{value}} #>> '{{{{}}}}') <= {KEYWORD_BYTES}"
+        " THEN {value} #>> '{{}}' END COLLATE \"C\")"
     ),
     AttributeType.INTEGER: (
         "(CASE WHEN jsonb_typeof({value}) = 'number'"
