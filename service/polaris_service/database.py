@@ -20,7 +20,7 @@ import socket
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -188,14 +188,46 @@ class _Stateless(asyncpg.Connection):  # type: ignore[misc,unused-ignore]
         return ""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Bound:
-    """A pool and the login that it was made with."""
+    """A pool and the login that it was made with.
+
+    Who has a connection of it, or waits for one, is counted: the driver's own `Pool.close` closes
+    connections under those who waited when it was called.
+    """
 
     login: Login
     pool: asyncpg.Pool
     catalog: str
     vector_schema: str
+    users: int = 0
+    unused: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def acquire(self) -> Connection:
+        self.users += 1
+        try:
+            connection: Connection = await self.pool.acquire()
+        except BaseException:
+            self._one_less()
+            raise
+        return connection
+
+    async def release(self, connection: Connection) -> None:
+        try:
+            await self.pool.release(connection)
+        finally:
+            self._one_less()
+
+    def _one_less(self) -> None:
+        self.users -= 1
+        self.unused.set()
+
+    async def close(self) -> None:
+        """Close when nobody uses it any more; nobody new may come."""
+        while self.users:
+            self.unused.clear()
+            await self.unused.wait()
+        await self.pool.close()
 
 
 @dataclass(frozen=True)
@@ -311,7 +343,7 @@ class Database:
             self._seconds(kind).observe(time.perf_counter() - begun)
             # A connection that broke is thrown away by the pool, and says so; nobody needs to know.
             with contextlib.suppress(*_DRIVERS):
-                await bound.pool.release(connection)
+                await bound.release(connection)
 
     @contextlib.asynccontextmanager
     async def transaction(self, kind: str) -> AsyncIterator[Connection]:
@@ -333,7 +365,7 @@ class Database:
             bound = self._present()
             try:
                 async with asyncio.timeout(_ACQUIRE_SECONDS):
-                    return bound, await bound.pool.acquire()
+                    return bound, await bound.acquire()
             except TimeoutError:
                 self._metrics.sql_errors.labels(kind, "Overloaded").inc()
                 raise Overloaded(
@@ -462,7 +494,7 @@ class Database:
         async def close() -> None:
             try:
                 async with asyncio.timeout(seconds or None):
-                    await (bound.pool.close() if seconds else _terminate(bound.pool))
+                    await (bound.close() if seconds else _terminate(bound.pool))
             except _DRIVERS:
                 bound.pool.terminate()
             self._report_now.set()

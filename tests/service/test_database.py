@@ -268,7 +268,8 @@ async def test_a_statement_beyond_its_time_is_cancelled(own: Made) -> None:
             async with database.connection("test") as connection:
                 await connection.execute("SELECT pg_sleep(60)")
         assert await answers(database)
-        assert own.value("SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(60)'") == 0
+        sleeping = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(60)'"
+        await until(lambda: own.value(sleeping + " AND state = 'active'") == 0)
 
 
 async def test_an_error_of_ours_leaves_as_it_is_and_rolls_back(own: Made) -> None:
