@@ -7,7 +7,7 @@ to do or to say.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -23,20 +23,26 @@ from polaris_operator.observe.index import gather
 from polaris_operator.plan.index import plan_index
 from polaris_operator.world.index import IndexFacts, IndexWorld
 
+# What one look holds in memory: some 30 kB an index.
+_BATCH = 100
+
 
 def patrol(database: Resource, doors: Doors, now: datetime) -> float | None:
     """Look over the indexes of a database; wake those that need a pass. Return when to look again."""
     again = collect(database, doors, now)
     found = list(_indexes(doors))
-    claims = {resource.key: claim_of(resource) for resource, _ in found}
-    if claims:
-        with doors.postgres.read() as connection:
-            worlds = gather(connection, doors.process.installation, [*claims.values()], canary=False)
-        for resource, spec in found:
-            world = with_failures(worlds[claims[resource.key]], doors)
-            if needs_a_pass(resource, spec, world, now):
-                doors.wake(resource.key)
+    for start in range(0, len(found), _BATCH):
+        _look_over(found[start : start + _BATCH], doors, now)
     return again
+
+
+def _look_over(found: Sequence[tuple[Resource, PolarisIndexSpec]], doors: Doors, now: datetime) -> None:
+    claims = [claim_of(resource) for resource, _ in found]
+    with doors.postgres.read() as connection:
+        worlds = gather(connection, doors.process.installation, claims, canary=False)
+    for claim, (resource, spec) in zip(claims, found, strict=True):
+        if needs_a_pass(resource, spec, with_failures(worlds[claim], doors), now):
+            doors.wake(resource.key)
 
 
 def _indexes(doors: Doors) -> Iterator[tuple[Resource, PolarisIndexSpec]]:
