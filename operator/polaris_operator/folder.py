@@ -194,17 +194,17 @@ class FolderObjects:
     def look(self) -> set[Key]:
         """Look at the folder of manifests; return the objects that are new, changed or deleted.
 
-        A file that can't be read keeps the objects that it had before; what is wrong is logged, and
-        `problems` returns it.
+        A file that can't be read keeps the objects that it had before, and a folder that can't be listed
+        all; what is wrong is logged, and `problems` returns it.
         """
         with self._lock:
             problems: dict[str, str] = {}
             found: dict[Key, Manifest] = {}
-            broken = False
-            for file in manifests.files(self._directory):
+            files, broken = self._files(problems)
+            for file in files:
                 try:
                     read = self._read(file)
-                except InvalidManifest as error:
+                except (InvalidManifest, OSError) as error:
                     problems[str(file)] = str(error)
                     broken = broken or file not in self._seen
                     read = self._seen[file][1] if file in self._seen else ()
@@ -221,6 +221,17 @@ class FolderObjects:
     def problems(self) -> Mapping[str, str]:
         """What is wrong in the folder of manifests, by file or object."""
         return dict(self._problems)
+
+    def _files(self, problems: dict[str, str]) -> tuple[Sequence[Path], bool]:
+        """Return the files, and whether they can't be listed: a folder that is away deletes nothing."""
+        try:
+            # What is looked for below passes over folders that are away or closed to us.
+            if not self._directory.is_file():
+                any(self._directory.iterdir())
+            return manifests.files(self._directory), False
+        except OSError as error:
+            problems[str(self._directory)] = f"the folder of manifests can't be listed: {error}"
+            return [], True
 
     def _read(self, file: Path) -> Sequence[Manifest]:
         stat = file.stat()

@@ -368,6 +368,18 @@ def test_while_a_file_was_never_readable_nothing_counts_as_deleted(folder: Folde
     assert folder.objects.get(KEY) is None
 
 
+def test_a_folder_that_is_away_for_a_moment_deletes_nothing(folder: Folder) -> None:
+    folder.put(manifest())
+    folder.look()
+    away = folder.manifests.rename(folder.manifests.with_name("away"))
+    assert folder.look() == set()
+    assert read(folder).deleted_at is None
+    assert any("can't be listed" in problem for problem in folder.objects.problems.values())
+    away.rename(folder.manifests)
+    assert folder.look() == set()
+    assert folder.objects.problems == {}
+
+
 def test_an_object_that_stands_in_two_files_is_the_first_and_a_person_is_told(folder: Folder) -> None:
     folder.put(manifest())
     (folder.manifests / "zwei.yaml").write_text(yaml.safe_dump(manifest(host="other")))
