@@ -61,6 +61,32 @@ async def test_the_same_content_many_times_at_once_is_one_version(rig: Rig, inde
     assert sorted(answer.status_code for answer in answers) == [200] * 19 + [202]
 
 
+async def test_sequences_are_in_the_order_of_commits(rig: Rig, index: Index) -> None:
+    """Whoever sees the clock at S sees every version up to S: low water marks and waits rely on it."""
+    done = asyncio.Event()
+    query = (
+        f"SELECT (SELECT sequence FROM {index.table('clock')}),"
+        f" (SELECT count(*) FROM {index.table('stored_versions')}),"
+        f" (SELECT coalesce(max(sequence), 0) FROM {index.table('stored_versions')})"
+    )
+
+    async def writer(number: int) -> None:
+        for turn in range(15):
+            lines = [{"id": f"{number}/{turn}/{n}", "text": "text"} for n in range(number * 7)]
+            await rig.batch(index, lines)
+            await rig.put(index, f"shared/{turn}", f"by {number}")
+
+    async def reader() -> None:
+        while not done.is_set():
+            [(clock, versions, last)] = await asyncio.to_thread(rig.made.run, query)
+            assert clock == versions == last
+
+    reading = asyncio.create_task(reader())
+    await asyncio.gather(*(writer(number) for number in range(4)))
+    done.set()
+    await reading
+
+
 # --- conditions ---
 
 
