@@ -27,6 +27,8 @@ from polaris_service.search.requests import MAX_QUERY_CHARACTERS, Fields, Limits
 from polaris_service.search.searcher import Searcher, SearchResult, Timings
 
 DEFAULT_K = 8
+MAX_K = 50
+"""The budget of the passages holds fewer chunks than this; more would only be read and thrown away."""
 _MOST_CHARACTERS = 32_000
 
 LEAST_COSINE = {"multilingual-e5-small": 0.865}
@@ -58,7 +60,7 @@ def parse(body: Any, limits: Limits) -> AnswerRequest:
     fields.check_tenant()
     timeout = fields.integer("timeout_ms", 1, _INT64)
     search = SearchRequest(
-        k=fields.k(limits.max_k, DEFAULT_K),
+        k=fields.k(min(limits.max_k, MAX_K), DEFAULT_K),
         seconds=min(limits.seconds, timeout / 1000) if timeout else limits.seconds,
         query=question,
         filter=fields.get("filter"),

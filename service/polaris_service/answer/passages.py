@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from polaris_service.answer.sentences import sentences, terms
@@ -96,13 +96,14 @@ def _union(a: Passage, b: Passage) -> Passage:
     return replace(first, end=max(a.end, b.end), text=text, score=max(a.score, b.score))
 
 
-def _without_repetition(passages: Iterable[Passage]) -> list[Passage]:
-    kept: list[tuple[Passage, frozenset[str]]] = []
+def _without_repetition(passages: Iterable[Passage]) -> Iterator[Passage]:
+    """Yield what is not said before; one at a time, so that nothing beyond the budget is compared."""
+    kept: list[frozenset[str]] = []
     for passage in passages:
         words = frozenset(terms(passage.text))
-        if not any(_alike(words, other) for _, other in kept):
-            kept.append((passage, words))
-    return [passage for passage, _ in kept]
+        if not any(_alike(words, other) for other in kept):
+            kept.append(words)
+            yield passage
 
 
 def _alike(a: frozenset[str], b: frozenset[str]) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from polaris_service.answer.answerer import DEFAULT_K as ANSWER_K
+from polaris_service.answer.answerer import MAX_K
 from polaris_service.search.requests import DEFAULT_K, MAX_QUERY_CHARACTERS, Limits
 
 Schema = dict[str, Any]
@@ -90,8 +91,8 @@ ANSWERED: Schema = _object(
 )
 
 
-def _k(limits: Limits, default: int) -> Schema:
-    return {"type": "integer", "minimum": 1, "maximum": limits.max_k, "default": min(default, limits.max_k)}
+def _k(most: int, default: int) -> Schema:
+    return {"type": "integer", "minimum": 1, "maximum": most, "default": min(default, most)}
 
 
 def _shared(limits: Limits) -> Schema:
@@ -121,7 +122,7 @@ def search(limits: Limits) -> Schema:
                 {"type": "string", "format": "byte", "description": "Little-endian float32."},
             ]
         },
-        "k": _k(limits, DEFAULT_K),
+        "k": _k(limits.max_k, DEFAULT_K),
         "mode": {"type": "string", "enum": ["dense"]},
         **_shared(limits),
         "explain": {"type": "boolean", "default": False},
@@ -138,7 +139,7 @@ def answer(limits: Limits) -> Schema:
     """Return the body of a question."""
     properties = {
         "question": {"type": "string", "minLength": 1, "maxLength": MAX_QUERY_CHARACTERS},
-        "k": _k(limits, ANSWER_K),
+        "k": _k(min(limits.max_k, MAX_K), ANSWER_K),
         **_shared(limits),
         "stream": {"type": "boolean", "default": False},
     }
