@@ -9,7 +9,7 @@ import re
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -52,13 +52,21 @@ def all_checks(up: UpSettings, worker: WorkerSettings, client: ClientSettings) -
     """Yield what each check finds, quick ones first."""
     yield python()
     yield from packages()
-    yield memory()
+    yield _if_it_can(memory)
     runs = running(up.data)
     yield data(up.data, runs)
-    yield port(up.host, up.port, runs)
-    yield service(client.server)
+    yield _if_it_can(lambda: port(up.host, up.port, runs))
+    yield _if_it_can(lambda: service(client.server))
     yield kubeconfig()
     yield database_secret(worker.database_secret)
+
+
+def _if_it_can(check: Callable[[], Finding]) -> Finding:
+    """Run a check that needs a package; where that is missing, the rest is looked at all the same."""
+    try:
+        return check()
+    except ModuleNotFoundError as error:
+        return Finding("packages", Verdict.NOTE, f"without {error.name} not everything was looked at")
 
 
 def python() -> Finding:
