@@ -165,11 +165,11 @@ def check(response: httpx.Response) -> None:
 def problem(status: int, body: Any, retry_after: str | None = None) -> PolarisError:
     """Return the error for a problem document (RFC 9457), or for an answer that is none."""
     body = body if isinstance(body, dict) else {}
-    detail = body.get("detail") or body.get("title") or f"the service answered {status}"
-    places = [
-        f"{e.get('pointer')}: {e.get('detail')}" for e in body.get("errors") or () if isinstance(e, dict)
-    ]
-    message = f"{detail} ({'; '.join(places)})" if places and places[0] not in detail else str(detail)
+    detail = str(body.get("detail") or body.get("title") or f"the service answered {status}")
+    faults = [fault for fault in body.get("errors") or () if isinstance(fault, dict)]
+    places = "; ".join(f"{fault.get('pointer') or 'the body'}: {fault.get('detail')}" for fault in faults)
+    repeated = any(str(fault.get("detail")) in detail for fault in faults)
+    message = places if repeated else f"{detail} ({places})" if places else detail
     if status in (429, 503):
         return Unavailable(message, _seconds(retry_after))
     if status >= 500 and not body:

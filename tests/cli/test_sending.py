@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from cli.program import here
+from polaris_cli.client import problem
 from polaris_cli.load.document import Line
 from polaris_cli.load.send import batches
 
@@ -190,6 +191,30 @@ def test_the_token_is_shown_and_read_anew_each_time(documents: Path, tmp_path: P
         flags = ["--server", service.address, "--token-file", str(token)]
         assert here("load", "notes", documents, *flags).code == 0
     assert shown == ["Bearer first", "Bearer second"]
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        ({"detail": "it is closed"}, "it is closed"),
+        ({"title": "Closed"}, "Closed"),
+        ({}, "the service answered 422"),
+        (
+            {"detail": "must be less", "errors": [{"pointer": "/k", "detail": "must be less"}]},
+            "/k: must be less",
+        ),
+        (
+            {
+                "detail": "two faults",
+                "errors": [{"pointer": "/k", "detail": "wrong"}, {"pointer": "", "detail": "missing"}],
+            },
+            "two faults (/k: wrong; the body: missing)",
+        ),
+        ("no problem document", "the service answered 422"),
+    ],
+)
+def test_a_problem_becomes_one_sentence_with_its_pointers(body: object, sentence: str) -> None:
+    assert str(problem(422, body)) == sentence
 
 
 @pytest.mark.parametrize(
