@@ -22,7 +22,8 @@ from parts.vault import Administrator
 pytestmark = [pytest.mark.kubernetes, pytest.mark.postgres]
 
 INDEX = f"/v1/indexes/{TEAM}/faq"
-QUESTION = "Como é que se pronuncia Debian e o que significa a palavra?"
+# Its section is first by a margin far wider than what one kind of CPU rounds otherwise than another.
+QUESTION = "O que significa Pre-Depends?"
 
 
 def _database_manifest(system: System) -> dict[str, Any]:
@@ -213,7 +214,7 @@ def test_an_answer_cites_what_an_outside_check_confirms(system: System, caller: 
         start, end = citation["span"]
         assert stored[start:end] == citation["text"]
         assert hashlib.sha256(stored[start:end].encode()).hexdigest() == citation["sha256"]
-    assert "basic-defs/pronunciation" in {citation["document"] for citation in answer["citations"]}
+    assert "pkg-basics/pre-depends" in {citation["document"] for citation in answer["citations"]}
 
 
 def test_a_filter_leaves_only_what_passes_it_and_all_of_it(caller: httpx.Client) -> None:
