@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from cli.program import Done, command, environment, here
+from docs.pages import ROOT
 from parts import servers
 from polaris_cli.up import ports
 
@@ -24,6 +25,7 @@ class Up:
         self.data = data
         self.port = ports.any_free()
         self.address = f"http://127.0.0.1:{self.port}"
+        self.command = command("up", "--data", data, "--port", str(self.port))
         self._log = data.parent / "up.log"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -31,7 +33,8 @@ class Up:
         """Start it, and do not wait."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                command("up", "--data", self.data, "--port", str(self.port)),
+                self.command,
+                cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -67,7 +70,10 @@ class Up:
         """Ask it to end; return its exit code. Nothing of it runs any more."""
         assert self._process is not None
         running = self.processes()
-        self._process.send_signal(number)
+        if number == signal.SIGINT:
+            os.killpg(self.pid, number)  # as a terminal sends it
+        else:
+            self._process.send_signal(number)
         code = self._process.wait(60)
         assert [process for process in running if process.is_running()] == []
         return code
@@ -107,6 +113,13 @@ def up() -> Iterator[Up]:
             yield running
         finally:
             running.end()
+
+
+@pytest.fixture(scope="module")
+def open_folder() -> Iterator[Path]:
+    """Such a folder as `open_path`, for all tests of a module."""
+    with servers.open_folder() as folder:
+        yield folder
 
 
 @pytest.fixture

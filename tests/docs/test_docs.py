@@ -11,17 +11,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from docs.pages import PAGES, README, ROOT, blocks
 from kube.cluster import Cluster
 from polaris import crd
 from polaris.spec import SPECS, parse_spec
 from polaris.status import Reason
-
-ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-
-
-def _blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
 
 
 def _manifests() -> Iterator[tuple[str, dict[str, object]]]:
@@ -30,7 +24,7 @@ def _manifests() -> Iterator[tuple[str, dict[str, object]]]:
             if document and document.get("kind") in SPECS:
                 yield str(path.relative_to(ROOT)), document
     for page in PAGES:
-        for block in _blocks(page, "yaml"):
+        for block in blocks(page, "yaml"):
             for document in yaml.safe_load_all(block):
                 if isinstance(document, dict) and document.get("kind") in SPECS:
                     yield str(page.relative_to(ROOT)), document
@@ -73,9 +67,9 @@ def test_every_word_of_make_that_is_mentioned_exists() -> None:
 
 
 def test_the_readme_shows_its_two_commands() -> None:
-    blocks = "".join(_blocks(ROOT / "README.md", "sh"))
-    assert "make up\n" in blocks
-    assert "make test\n" in blocks
+    commands = "".join(blocks(README, "sh"))
+    assert "make up\n" in commands
+    assert "make test\n" in commands
 
 
 def test_no_file_names_this_machine() -> None:

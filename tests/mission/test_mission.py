@@ -5,14 +5,20 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
+import re
 import statistics
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import yaml
 
+from docs.pages import README, ROOT, block
 from mission import faq
 from mission.conftest import NAMESPACE, TEAM, System
 from mission.system import condition, get, wait_for
@@ -159,6 +165,42 @@ def test_schema_tables_index_roles_and_leased_logins_are_there(system: System) -
         f"polaris\\_{catalog}\\_%",
     )
     assert leased[0][0] == 3  # query, worker, reporting
+
+
+def test_what_the_first_page_shows_for_a_cluster_works_as_it_stands(
+    system: System, caller: httpx.Client
+) -> None:
+    _apply(system, yaml.safe_load(block(README, "yaml", "PolarisIndex")))
+    _ready(system, "pidx", TEAM, "handbook")
+    _shell(system, caller, block(README, "sh", "kubectl apply"))
+    _, hits = _shell(system, caller, block(README, "sh", "$POLARIS")).splitlines()
+    assert [hit["text"] for hit in json.loads(hits)["hits"]] == ["Parental leave is 180 days."]
+    patch = json.dumps({"spec": {"deletionPolicy": "Delete"}})
+    system.cluster.kubectl("patch", "pidx", "handbook", "-n", TEAM, "--type=merge", "-p", patch)
+    system.cluster.kubectl("delete", "pidx", "handbook", "-n", TEAM, "--timeout=60s")
+
+
+def _shell(system: System, caller: httpx.Client, script: str) -> str:
+    """Run a block of a document; return what it prints, a line a command."""
+    variables = {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "KUBECONFIG": str(system.cluster.kubeconfig),
+        "POLARIS": system.url,
+        "TOKEN": caller.headers["authorization"].removeprefix("Bearer "),
+    }
+    # A document's shell has a prompt after each command; here its output ends the line.
+    script = re.sub(r"(?m)^curl ", "curl -w '\\n' ", script)
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        env=variables,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_the_faq_goes_in_over_http(caller: httpx.Client) -> None:
