@@ -185,6 +185,7 @@ def _shell(system: System, caller: httpx.Client, script: str) -> str:
     variables = {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "KUBECONFIG": str(system.cluster.kubeconfig),
+        "KUBECACHEDIR": str(system.cluster.folder / "kubectl-cache"),
         "POLARIS": system.url,
         "TOKEN": caller.headers["authorization"].removeprefix("Bearer "),
     }
