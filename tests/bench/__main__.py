@@ -7,14 +7,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import cluster, fleet, ingest, local, machine, ready, search
+from bench import cluster, fleet, ingest, local, machine, ready, search, up
 from bench.corpus import Corpus
 from bench.figures import Report
 from polaris.settings import OperatorSettings
 
 _LOCAL = ("ingest", "search")
 _CLUSTER = ("ready", "operator")
-_BENCHES = (*_LOCAL, *_CLUSTER)
+_BENCHES = (*_LOCAL, *_CLUSTER, up.BENCH)
 
 
 def arguments(given: Sequence[str]) -> argparse.Namespace:
@@ -33,6 +33,7 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--loads", type=int, default=3, help="rounds of ingest [%(default)s]")
     parser.add_argument("--repetitions", type=int, default=10, help="of ready [%(default)s]")
     parser.add_argument("--indexes", type=int, default=1000, help="of operator [%(default)s]")
+    parser.add_argument("--starts", type=int, default=3, help="of up, after a stop and a kill [%(default)s]")
     resync = OperatorSettings().resync_seconds
     parser.add_argument("--resync", type=float, default=resync, help="seconds, of the operator [%(default)s]")
     parser.add_argument(
@@ -58,6 +59,8 @@ def run(asked: argparse.Namespace) -> Report:
         _run_local(asked, report)
     if not set(_CLUSTER).isdisjoint(asked.benches):
         _run_cluster(asked, report)
+    if up.BENCH in asked.benches:
+        up.run(asked.starts, report)
     return report
 
 

@@ -76,9 +76,9 @@ def test_percentiles_are_of_requests_that_happened() -> None:
 
 
 @pytest.mark.unit
-def test_without_a_word_all_four_are_run_at_full_size() -> None:
+def test_without_a_word_all_are_run_at_full_size() -> None:
     asked = program.arguments([])
-    assert asked.benches == ["ingest", "search", "ready", "operator"]
+    assert asked.benches == ["ingest", "search", "ready", "operator", "up"]
     assert (asked.rows, asked.indexes, asked.repetitions) == (100_000, 1000, 10)
     assert program.arguments(["search", "--rows", "10"]).benches == ["search"]
 
@@ -141,6 +141,16 @@ def test_the_operator_is_measured_on_a_real_api_server(tmp_path: Path) -> None:
     # Each status is written once at least: a count of 0 would mean that nothing was counted.
     assert figures["first sight: writes to the API server"].median >= 2
     assert figures["first sight: most memory (PSS)"].median > 10
+    _shown_and_written(report, tmp_path)
+
+
+@pytest.mark.postgres
+def test_starts_are_timed_and_memory_is_told_by_part(tmp_path: Path) -> None:
+    report = program.run(program.arguments(["up", "--starts", "1"]))
+    figures = {figure.name: figure.median for figure in report.figures}
+    parts = {"operator", "serve", "worker", "embedder", "up", "postgres", "bao"}
+    assert {f"idle memory: {part}" for part in parts} <= set(figures)
+    assert min(figures.values()) > 1
     _shown_and_written(report, tmp_path)
 
 

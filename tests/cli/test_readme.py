@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from cli.conftest import Up
 from cli.program import environment
+from cli.up import Up
 from docs.pages import README, ROOT, block
 
 pytestmark = pytest.mark.timeout(300)

@@ -15,9 +15,9 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from cli.conftest import Up
 from cli.program import polaris
 from cli.test_files import PORTUGUESE, pdf
+from cli.up import Up
 
 pytestmark = pytest.mark.timeout(300)
 
