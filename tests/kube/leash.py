@@ -5,14 +5,16 @@ told to (SIGTERM), and when its own parent has gone away, however that came abou
 runs alone in a session of its own, so that Ctrl-C in a terminal reaches only the parent, which then
 stops its commands in the order it wants. Should the leash itself be killed, Linux kills the command.
 
-Usage: leash.py PARENT_PID FOLDER COMMAND… - FOLDER, when not empty, is removed if the parent goes
-away without having told the leash to stop.
+Usage: leash.py PARENT_PID FOLDER AFTERWARDS COMMAND… - FOLDER, when not empty, is removed if the parent
+goes away without having told the leash to stop. AFTERWARDS is a list in JSON: when it is not empty, the
+command that the leash runs when the other has ended, however that came about.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import select
 import shutil
@@ -34,11 +36,15 @@ def start(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     remove_if_orphaned: Path | None = None,
+    afterwards: Sequence[str | Path] = (),
 ) -> subprocess.Popen[bytes]:
-    """Start `command` on a leash held by this process; both its streams go to `output`."""
+    """Start `command` on a leash held by this process; both its streams go to `output`.
+
+    `afterwards` is a command that clears away what the first may leave behind.
+    """
     leash = [sys.executable, "-I", "-S", __file__, str(os.getpid()), str(remove_if_orphaned or "")]
     return subprocess.Popen(
-        [*leash, *map(str, command)],
+        [*leash, json.dumps([*map(str, afterwards)]), *map(str, command)],
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=output,
@@ -99,8 +105,10 @@ def _hold(parent: int, command: list[str]) -> tuple[int, bool]:
 
 
 def _main(arguments: Sequence[str]) -> int:
-    parent, folder, *command = arguments
+    parent, folder, afterwards, *command = arguments
     code, orphaned = _hold(int(parent), command)
+    if clear := json.loads(afterwards):
+        subprocess.run(clear, check=False)
     if orphaned and folder:
         shutil.rmtree(folder, ignore_errors=True)
     return code if code >= 0 else 128 - code

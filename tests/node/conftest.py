@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from node import build, images, machine
+from node.node import Given, Node
+
+HERE = Path(__file__).parent
+GIVEN = os.environ.get(machine.GIVEN)
+# What is said at the end: measured on the way.
+_REPORTED: list[str] = []
+
+collect_ignore = ["test_own_node.py", "test_images.py"] if GIVEN else []
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Build before the first test what takes minutes: no test's timeout is for that."""
+    files = {item.path.name for item in session.items if item.path.parent == HERE}
+    if GIVEN or not files or session.config.option.collectonly:
+        return
+    capture = session.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        build.binaries()
+        for target in images.TARGETS if files - {"test_node.py", "test_own_node.py"} else ():
+            images.of_polaris(target)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for line in _REPORTED:
+        terminalreporter.write_line(line)
+
+
+@pytest.fixture(scope="session")
+def node() -> Iterator[Node | Given]:
+    """A cluster whose pods run, shared by the whole session: use namespaces of your own."""
+    if GIVEN:
+        with Given(Path(GIVEN)) as given:
+            yield given
+        return
+    with Node() as own:
+        _REPORTED.append(f"the node started in {own.start_seconds:.1f} s")
+        yield own
+
+
+@pytest.fixture
+def namespace(node: Node | Given) -> Iterator[str]:
+    """A namespace of the test's own, with the strictest Pod Security."""
+    name = f"test-{secrets.token_hex(4)}"
+    node.kubectl("create", "namespace", name)
+    node.kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
+    yield name
+    node.kubectl("delete", "namespace", name, "--wait=false")
+
+
+def _built(target: str) -> images.Image:
+    image = images.of_polaris(target)
+    if str(image) not in _REPORTED:
+        _REPORTED.append(str(image))
+    return image
+
+
+def _loaded(node: Node | Given, target: str) -> images.Image:
+    if GIVEN:
+        return images.Image(images.name_of(target), Path())
+    image = _built(target)
+    node.load(image)
+    return image
+
+
+@pytest.fixture(scope="session")
+def polaris_archive() -> images.Image:
+    """The image of operator, service and worker, as a file."""
+    return _built("polaris")
+
+
+@pytest.fixture(scope="session")
+def embedder_archive() -> images.Image:
+    """The image of the embedder, as a file."""
+    return _built("embedder")
+
+
+@pytest.fixture(scope="session")
+def polaris_image(node: Node | Given) -> images.Image:
+    """The image of operator, service and worker, on the node."""
+    return _loaded(node, "polaris")
+
+
+@pytest.fixture(scope="session")
+def embedder_image(node: Node | Given) -> images.Image:
+    """The image of the embedder, on the node."""
+    return _loaded(node, "embedder")

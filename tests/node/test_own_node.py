@@ -1,0 +1,97 @@
+"""A node of our own: it comes up, and goes without a trace."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from kube.cluster import ClusterError
+from node import build, sandbox
+from node.node import Node
+from parts import processes
+
+pytestmark = pytest.mark.node
+
+START = """
+import signal
+from node.node import Node
+node = Node()
+node.start()
+print(node.folder, flush=True)
+signal.pause()
+"""
+
+
+def traces(folder: Path) -> list[str]:
+    """What is there of a node: processes, control groups, mounts, files and network interfaces."""
+    found = psutil.process_iter(["cmdline"])
+    commands = [" ".join(process.info["cmdline"] or []) for process in found]
+    groups = [str(h / folder.name) for h in sandbox.hierarchies() if (h / folder.name).exists()]
+    mounts = [line for line in Path("/proc/self/mounts").read_text().splitlines() if str(folder) in line]
+    interfaces = [i for i in os.listdir("/sys/class/net") if i.startswith(("node", "cni", "veth"))]  # noqa: PTH208
+    programs = [command for command in commands if str(folder) in command]
+    return [*programs, *groups, *mounts, *interfaces, *([str(folder)] if folder.exists() else [])]
+
+
+def settings() -> list[str]:
+    return [Path("/proc/sys", name).read_text() for name in sandbox._KERNEL_SETTINGS]
+
+
+def members(folder: Path) -> set[int]:
+    """All processes in the control groups of a node: those of its pods too."""
+    hierarchy = next(iter(sandbox.hierarchies()))
+    files = (hierarchy / folder.name).rglob("cgroup.procs")
+    return {int(pid) for file in files for pid in file.read_text().split()}
+
+
+def test_after_stop_nothing_is_left() -> None:
+    before = settings()
+    with Node() as own:
+        folder = own.folder
+        held = [psutil.Process(pid) for pid in members(folder)]
+        assert len(held) >= 10
+        assert len(traces(folder)) >= 10
+    assert traces(folder) == []
+    processes.wait(held)
+    assert settings() == before
+
+
+def test_a_start_that_fails_tells_the_end_of_the_log_and_leaves_nothing() -> None:
+    class Broken(Node):
+        def _find_binaries(self) -> dict[str, Path]:
+            return build.binaries() | {"kubelet": Path("/bin/false")}
+
+    own = Broken()
+    with pytest.raises(ClusterError, match="kubelet ended with 1"):
+        own.start()
+    assert traces(own.folder) == []
+
+
+def test_after_sigkill_of_its_parent_nothing_is_left() -> None:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    parent = subprocess.Popen(
+        [sys.executable, "-c", START], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    with parent:
+        try:
+            assert parent.stdout is not None
+            folder = Path(parent.stdout.readline().strip())
+            held = [psutil.Process(pid) for pid in members(folder)]
+            leashes = [p for p in psutil.process_iter(["cmdline"]) if is_leash(p, folder)]
+            assert len(held) >= 10
+            assert leashes
+        finally:
+            parent.send_signal(signal.SIGKILL)
+    processes.wait([*held, *leashes])
+    assert traces(folder) == []
+
+
+def is_leash(process: psutil.Process, folder: Path) -> bool:
+    command = " ".join(process.info["cmdline"] or [])
+    return "leash.py" in command and str(folder) in command
