@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BASE = "docker.io/library/debian:trixie-slim"
 TARGETS = {"polaris": "polaris", "embedder": "polaris-embedder"}
 TAG = "test"
+_KEPT = 2
 
 # What Docker's slim images leave out too, now and when a package is installed later.
 _SLIM = """
@@ -53,11 +54,12 @@ find usr/share/doc ! -type d ! -name copyright -delete
 find usr/share/doc -type d -empty -delete
 rm -rf usr/share/groff/* usr/share/info/* usr/share/lintian/* usr/share/locale/* usr/share/man/*
 rm -rf var/cache/apt/* var/lib/apt/lists/* var/log/*
+tar --create --file "$2" .
 """
 _TAG_BASE = """
 set -eu
 container=$("$@" from scratch)
-"$@" add --quiet "$container" "$BASE_FOLDER" / >&2
+"$@" add --quiet "$container" "$BASE_ARCHIVE" / >&2
 "$@" config --cmd bash "$container"
 "$@" commit --quiet "$container" "$BASE_NAME"
 "$@" rm "$container"
@@ -107,11 +109,19 @@ def _build(target: str, name: str, archive: Path, tell: build.Say) -> None:
     tell(f"building the image {name} from the Dockerfile into {archive.parent} (minutes, the first time)")
     begun = time.monotonic()
     storage = archive.parent / f"storage-{_key([_MAKE_BASE, _requirements()])}"
+    storage.mkdir(parents=True, exist_ok=True)
+    os.utime(storage)
     half_done = archive.with_suffix(".part")
     half_done.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(prefix="polaris-image-") as temporary:
         buildah = _buildah(storage, Path(temporary))
-        _make_base(buildah, storage, Path(temporary), tell)
+        if not (storage / "has-base").exists():
+            environment = {
+                "BASE_ARCHIVE": str(_base(archive.parent, Path(temporary), tell)),
+                "BASE_NAME": BASE,
+            }
+            _alone(["sh", "-c", _TAG_BASE, "sh", *buildah], "making the base image failed", environment)
+            (storage / "has-base").touch()
         _alone(
             [
                 *buildah,
@@ -125,25 +135,35 @@ def _build(target: str, name: str, archive: Path, tell: build.Say) -> None:
         _alone([*buildah, *push], f"writing {name} failed")
     archive.with_suffix(".json").write_text(json.dumps(_sizes(half_done)))
     half_done.rename(archive)
+    _prune(archive.parent)
     tell(f"built the image {name} in {time.monotonic() - begun:.0f} s")
 
 
-def _make_base(buildah: Sequence[str], storage: Path, temporary: Path, tell: build.Say) -> None:
-    made = storage / "base-made"
-    if made.exists():
-        return
-    tell(f"making {BASE} by debootstrap")
-    begun = time.monotonic()
-    base = temporary / "base"
-    _alone(["sh", "-c", _MAKE_BASE, "sh", str(base)], "debootstrap failed")
-    environment = {"BASE_FOLDER": str(base), "BASE_NAME": BASE}
-    _alone(["sh", "-c", _TAG_BASE, "sh", *buildah], "making the base image failed", environment)
-    made.touch()
-    tell(f"made {BASE} in {time.monotonic() - begun:.0f} s")
+def _base(folder: Path, temporary: Path, tell: build.Say) -> Path:
+    archive = folder / f"base-{_key([_MAKE_BASE])}.tar"
+    if not archive.exists():
+        tell(f"making {BASE} by debootstrap")
+        begun = time.monotonic()
+        half_done = archive.with_suffix(".part")
+        arguments = [str(temporary / "base"), str(half_done)]
+        _alone(["sh", "-c", _MAKE_BASE, "sh", *arguments], "debootstrap failed")
+        half_done.rename(archive)
+        tell(f"made {BASE} in {time.monotonic() - begun:.0f} s")
+    return archive
+
+
+def _prune(folder: Path) -> None:
+    """Keep what is new of the images and of the layers that they share: each takes 0.5 to 1.5 GB."""
+    for pattern in ("storage-*", *(f"{name}-{'?' * 16}.tar" for name in TARGETS.values())):
+        for old in sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime)[:-_KEPT]:
+            if old.is_dir():
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                old.unlink()
+                old.with_suffix(".json").unlink(missing_ok=True)
 
 
 def _buildah(storage: Path, temporary: Path) -> list[str]:
-    storage.mkdir(parents=True, exist_ok=True)
     folders = [f"--root={storage}", f"--runroot={temporary / 'run'}"]
     return ["buildah", *folders, "--storage-driver=overlay"]
 

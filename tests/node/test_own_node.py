@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.node
 START = """
 import signal
 from node.node import Node
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored, where the tests are run by a script
 node = Node()
 node.start()
 print(node.folder, flush=True)
@@ -73,10 +75,15 @@ def test_a_start_that_fails_tells_the_end_of_the_log_and_leaves_nothing() -> Non
     assert traces(own.folder) == []
 
 
-def test_after_sigkill_of_its_parent_nothing_is_left() -> None:
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+def test_after_its_parent_was_ended_nothing_is_left(end: signal.Signals) -> None:
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     parent = subprocess.Popen(
-        [sys.executable, "-c", START], stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-c", START],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=environment,
     )
     with parent:
         try:
@@ -87,7 +94,10 @@ def test_after_sigkill_of_its_parent_nothing_is_left() -> None:
             assert len(held) >= 10
             assert leashes
         finally:
-            parent.send_signal(signal.SIGKILL)
+            parent.send_signal(end)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                parent.wait(timeout=60)
+            parent.kill()
     processes.wait([*held, *leashes])
     assert traces(folder) == []
 
