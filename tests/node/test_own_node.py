@@ -22,7 +22,8 @@ pytestmark = pytest.mark.node
 START = """
 import signal
 from node.node import Node
-signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored, where the tests are run by a script
+# It may be ignored, where a script runs the tests.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 node = Node()
 node.start()
 print(node.folder, flush=True)
