@@ -15,7 +15,7 @@ ENV UV_LINK_MODE=copy UV_NO_CACHE=1 UV_COMPILE_BYTECODE=1
 # client (110 MB, loaded only by name; POLARIS speaks to the API server in plain JSON).
 RUN printf '%s\n' 'set -eu' 'cd /opt/polaris/lib/python3*/site-packages' \
     'rm -rf kubernetes/aio' \
-    'find kubernetes/client/api kubernetes/client/models -type f ! -name "__init__.*" -delete' \
+    'find . -regex "./kubernetes/client/\(api\|models\)/.*" -type f ! -name "__init__.*" -delete' \
     'find . -type d \( -name test -o -name tests \) -prune -exec rm -rf {} +' \
     'find . -name "*.so" -exec strip --strip-debug {} +' \
     'rm -f /opt/polaris/.lock' > /usr/local/bin/slim

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from kube.build import BuildError
 from node import build, images, machine
 from node.node import Given, Node
 
@@ -25,9 +26,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         return
     capture = session.config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():
-        build.binaries()
-        for target in images.TARGETS if files - {"test_node.py", "test_own_node.py"} else ():
-            images.of_polaris(target)
+        try:
+            build.binaries()
+            for target in images.TARGETS if files - {"test_node.py", "test_own_node.py"} else ():
+                images.of_polaris(target)
+        except BuildError as error:
+            pytest.exit(str(error), returncode=1)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
