@@ -82,7 +82,7 @@ def test_all_pods_become_ready_without_a_database(
 
 
 def test_the_service_says_that_its_secret_is_not_there_yet(node: Node | Given, release: str) -> None:
-    assert "no login yet" in answer(node, release, "polaris-service:http", "/readyz")
+    assert "no login for the database yet" in answer(node, release, "polaris-service:http", "/readyz")
 
 
 def test_the_embedder_answers_through_its_service(node: Node | Given, release: str) -> None:
@@ -121,7 +121,8 @@ def test_what_pods_take_when_idle_is_within_the_goals(
 
 
 def test_what_is_uninstalled_is_gone_and_the_objects_stay(node: Node | Given, release: str) -> None:
-    node.helm("uninstall", "polaris", "-n", release, "--wait", "--timeout=120s")
+    node.helm("uninstall", "polaris", "-n", release, "--timeout=120s")
+    node.kubectl("wait", "--for=delete", "pods", "--all", "-n", release, "--timeout=120s")
     left = node.kubectl(
         "get", "deployments,pods,services,serviceaccounts", "-n", release, "-o", "name"
     ).stdout
