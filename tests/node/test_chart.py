@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -104,13 +105,15 @@ def test_what_pods_take_when_idle_is_within_the_goals(
         pod["metadata"]["name"]: pod["metadata"]["labels"]["app.kubernetes.io/component"] for pod in pods
     }
     taken: dict[str, int] = {}
+    settled = datetime.now(UTC) + timedelta(seconds=15)
 
     def all_counted() -> bool:
         for where in {pod["spec"]["nodeName"] for pod in pods}:
             path = f"/api/v1/nodes/{where}/proxy/stats/summary?only_cpu_and_memory=true"
             for pod in json.loads(node.kubectl("get", "--raw", path).stdout)["pods"]:
-                if memory := pod.get("memory", {}).get("workingSetBytes"):
-                    taken[pod["podRef"]["name"]] = memory
+                memory = pod.get("memory", {"time": "1970-01-01T00:00:00Z"})
+                if datetime.fromisoformat(memory["time"]) > settled:
+                    taken[pod["podRef"]["name"]] = memory["workingSetBytes"]
         return names.keys() <= taken.keys()
 
     eventually(all_counted)

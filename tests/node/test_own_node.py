@@ -46,18 +46,22 @@ def settings() -> list[str]:
     return [Path("/proc/sys", name).read_text() for name in sandbox._KERNEL_SETTINGS]
 
 
-def members(folder: Path) -> set[int]:
+def members(folder: Path) -> list[psutil.Process]:
     """All processes in the control groups of a node: those of its pods too."""
     hierarchy = next(iter(sandbox.hierarchies()))
     files = (hierarchy / folder.name).rglob("cgroup.procs")
-    return {int(pid) for file in files for pid in file.read_text().split()}
+    found = []
+    for pid in {int(pid) for file in files for pid in file.read_text().split()}:
+        with contextlib.suppress(psutil.NoSuchProcess):  # some live for a moment only
+            found.append(psutil.Process(pid))
+    return found
 
 
 def test_after_stop_nothing_is_left() -> None:
     before = settings()
     with Node() as own:
         folder = own.folder
-        held = [psutil.Process(pid) for pid in members(folder)]
+        held = members(folder)
         assert len(held) >= 10
         assert len(traces(folder)) >= 10
     assert traces(folder) == []
@@ -90,7 +94,7 @@ def test_after_its_parent_was_ended_nothing_is_left(end: signal.Signals) -> None
         try:
             assert parent.stdout is not None
             folder = Path(parent.stdout.readline().strip())
-            held = [psutil.Process(pid) for pid in members(folder)]
+            held = members(folder)
             leashes = [p for p in psutil.process_iter(["cmdline"]) if is_leash(p, folder)]
             assert len(held) >= 10
             assert leashes
