@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -20,7 +20,7 @@ from polaris.errors import DatabaseUnavailable, InvalidInput, PolarisError, TooL
 from polaris.telemetry import logger
 from polaris_service.bodies import parse_json
 from polaris_service.documents.loading import Loading
-from polaris_service.documents.model import Limits, Write, parse_line
+from polaris_service.documents.model import Limits, Write, parse_line, unusable
 from polaris_service.documents.store import Store, Written
 from polaris_service.indexes import Indexes, ServedIndex
 from polaris_service.problems import InvalidBody, kind_of
@@ -59,6 +59,21 @@ class _Group:
         if isinstance(entry, Write):
             self.ids.add(entry.id)
             self.bytes += entry.bytes
+
+    @property
+    def writes(self) -> list[Write]:
+        """What is to be written; no id stands twice in it."""
+        return [entry for _, entry in self.entries if isinstance(entry, Write)]
+
+    def refuse(self, errors: Mapping[str, PolarisError]) -> None:
+        """Put a failure in the place of some writes, by their ids."""
+        if errors:
+            self.entries = [
+                (number, _failure(number, entry.id, errors[entry.id]))
+                if isinstance(entry, Write) and entry.id in errors
+                else (number, entry)
+                for number, entry in self.entries
+            ]
 
     @property
     def full(self) -> bool:
@@ -145,7 +160,8 @@ class Batch:
             return _failure(number, body.get("id") if isinstance(body, dict) else None, error)
 
     async def _commit(self, group: _Group) -> None:
-        writes = [entry for _, entry in group.entries if isinstance(entry, Write)]
+        group.refuse(unusable(group.writes, self._index.embedding))
+        writes = group.writes
         outcome = await self._written(writes) if writes else []
         results = []
         if isinstance(outcome, PolarisError):

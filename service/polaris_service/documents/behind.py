@@ -30,7 +30,6 @@ from polaris.errors import (
     PolarisError,
     Unavailable,
 )
-from polaris.names import chunks_table
 from polaris.spec import Embedding
 from polaris.telemetry import logger
 from polaris_service import vectors
@@ -38,8 +37,8 @@ from polaris_service.database import Connection, Database
 from polaris_service.documents import loading
 from polaris_service.documents import statements as sql
 from polaris_service.documents.chunking import Span, cut
-from polaris_service.documents.rows import CHUNK_COLUMNS, Version, chunk_rows, text_hash
-from polaris_service.documents.store import claim_chunks
+from polaris_service.documents.rows import Chunks, Version, text_hash
+from polaris_service.documents.store import claim_chunks, put_chunks
 from polaris_service.embed.provider import Kind, Provider
 from polaris_service.indexes import IndexNotReady, ServedIndex
 
@@ -362,7 +361,7 @@ class Level:
         edited = [d.row["id"] for d in documents if d.spans and d.row["applied_version"]]
         rows = await connection.fetch(self._sql.known, edited) if edited else []
         made: dict[tuple[int, bytes], Any] = {
-            (row["document_id"], row["text_hash"]): row["embedding"] for row in rows
+            (row["document_id"], row["text_hash"]): row["embedding"].to_numpy() for row in rows
         }
         missing = {
             (document.row["id"], hashed): text
@@ -395,23 +394,17 @@ class Level:
             sql.statements(self.index.schema, self.index.generation).remove_chunks,
             [document.row["id"] for document in documents],
         )
-        records = [
-            record
-            for document in documents
-            for record in chunk_rows(
+        chunks = [
+            Chunks(
                 Version(document.row["id"], document.row["version"], document.attributes),
                 document.spans,
                 document.hashes,
-                [made[document.row["id"], hashed] for hashed in document.hashes],
             )
+            for document in documents
         ]
-        if records:
-            await connection.copy_records_to_table(
-                chunks_table(self.index.generation),
-                schema_name=self.index.schema,
-                columns=CHUNK_COLUMNS,
-                records=records,
-            )
+        rows = [made[document.row["id"], hashed] for document in documents for hashed in document.hashes]
+        if rows:
+            await put_chunks(connection, self.index, chunks, np.stack(rows))
         await connection.execute(
             sql.statements(self.index.schema, self.index.generation).mark_applied,
             [document.row["id"] for document in documents],
@@ -422,7 +415,9 @@ class Level:
 
 
 def _check(found: np.ndarray[Any, Any], embedding: Embedding) -> None:
-    for number, vector in enumerate(found):
-        wrong = vectors.check(vector, embedding)
-        if wrong:
-            raise EmbedderRefused(f"the vector of text {number} {wrong}")
+    if len(found) and found.shape[1:] != (embedding.dimension,):
+        raise EmbedderRefused(
+            f"its vectors have {found[0].size} dimensions, the index has {embedding.dimension}"
+        )
+    for number, wrong in vectors.unusable(found, embedding).items():
+        raise EmbedderRefused(f"the vector of text {number} {wrong}")

@@ -10,19 +10,19 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import islice
 from typing import Any, ClassVar, Literal, TypeVar
 
 import asyncpg
 import numpy as np
+import numpy.typing as npt
 
 from polaris.errors import Conflict, Gone, NotFound, PreconditionFailed
 from polaris.names import chunks_table
 from polaris_service.database import Connection, Database
 from polaris_service.documents import statements as sql
-from polaris_service.documents.model import Ready, Write
+from polaris_service.documents.model import Ready, Write, stacked
 from polaris_service.documents.notifier import Notifier
-from polaris_service.documents.rows import CHUNK_COLUMNS, Version, chunk_rows, text_hash, wire_vectors
+from polaris_service.documents.rows import CHUNK_COLUMNS, Chunks, Version, copy_of_chunks, text_hash
 from polaris_service.indexes import IndexNotReady, ServedIndex
 
 State = Literal["pending", "searchable", "failed", "superseded"]
@@ -246,23 +246,16 @@ class Store:
         if known:
             await connection.execute(statements.reserve_applied, known)
             await connection.execute(statements.remove_chunks, known)
-        rows = np.concatenate([chunks.vectors for _, _, chunks in ready])
-        vectors = iter(wire_vectors(rows, index.embedding.type))
-        await connection.copy_records_to_table(
-            chunks_table(index.generation),
-            schema_name=index.schema,
-            columns=CHUNK_COLUMNS,
-            records=[
-                record
-                for row, write, chunks in ready
-                for record in chunk_rows(
-                    Version(row["id"], row["version"] + 1, write.attributes),
-                    chunks.spans,
-                    [text_hash(span.of(write.text)) for span in chunks.spans],
-                    islice(vectors, len(chunks.spans)),
-                )
-            ],
-        )
+        chunks = [
+            Chunks(
+                Version(row["id"], row["version"] + 1, write.attributes),
+                brought.spans,
+                [text_hash(span.of(write.text)) for span in brought.spans],
+            )
+            for row, write, brought in ready
+        ]
+        rows = stacked((brought for _, _, brought in ready), index.embedding.dimension)
+        await put_chunks(connection, index, chunks, rows)
 
     async def _retry(self, connection: Connection, index: ServedIndex, row: asyncpg.Record) -> int | None:
         """Put a document behind again with its tries forgotten; None where it is searchable."""
@@ -395,6 +388,22 @@ class Store:
             sequence=row["sequence"],
             estimated=not all(exact),
         )
+
+
+async def put_chunks(
+    connection: Connection,
+    index: ServedIndex,
+    chunks: Sequence[Chunks],
+    vectors: npt.NDArray[np.floating[Any]],
+) -> None:
+    """Write chunks of which none is there into the index's generation; `vectors` are theirs, in order."""
+    await connection.copy_to_table(
+        chunks_table(index.generation),
+        schema_name=index.schema,
+        columns=CHUNK_COLUMNS,
+        source=copy_of_chunks(chunks, vectors, index.embedding.type),
+        format="binary",
+    )
 
 
 async def claim_chunks(connection: Connection, index: ServedIndex, generation: int | None = None) -> None:
