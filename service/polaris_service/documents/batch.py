@@ -19,7 +19,7 @@ import orjson
 from polaris.errors import DatabaseUnavailable, InvalidInput, PolarisError, TooLarge
 from polaris.telemetry import logger
 from polaris_service.bodies import parse_json
-from polaris_service.documents.loading import Loading
+from polaris_service.documents.loading import BatchLoad, Loading
 from polaris_service.documents.model import Limits, Write, parse_line, unusable
 from polaris_service.documents.store import Store, Written
 from polaris_service.indexes import Indexes, ServedIndex
@@ -88,7 +88,7 @@ class Batch:
     ) -> None:
         self._store = store
         self._indexes = indexes
-        self._loading = loading
+        self._load = BatchLoad(loading)
         self._index = index
         self._limits = limits
         self._patience = PATIENCE_SECONDS
@@ -119,6 +119,7 @@ class Batch:
             if committing:
                 committing.cancel()
                 await asyncio.gather(committing, return_exceptions=True)
+            self._load.end()
             self._results.put_nowait(None)
 
     async def _groups(self, lines: AsyncIterator[list[bytes]]) -> AsyncIterator[_Group]:
@@ -180,7 +181,7 @@ class Batch:
         """Write a group, with patience for a database that is away for a moment."""
         until = time.monotonic() + self._patience
         if any(write.ready for write in writes):
-            self._index = await self._loading.before(self._index, len(writes))
+            self._index = await self._load.before(self._index, len(writes))
         while True:
             try:
                 written = await self._store.put_many(self._index, writes)

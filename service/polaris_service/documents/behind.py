@@ -163,6 +163,7 @@ class Level:
         outcome = await self._apply()
         if outcome is None:
             return await self._nothing_claimed(head)
+        await self._keep_load(head)
         await self._keep_low_water()
         return outcome
 
@@ -199,20 +200,26 @@ class Level:
 
     async def _ask_for_load(self, connection: Connection, head: asyncpg.Record) -> None:
         """Ask the operator to let a long backlog be loaded first and indexed after."""
-        many = head["sequence"] - head["low_water"] > self._limits.bulk_documents
-        if time.monotonic() - self._renewed_at < _RENEW_SECONDS or not (many or head["load_requested"]):
+        limit = self._limits.bulk_documents
+        many = head["indexed"] and head["sequence"] - head["low_water"] > limit
+        if not many or head["load_requested"] or self._renewed_lately():
             return
         self._renewed_at = time.monotonic()
-        if not head["load_requested"]:
-            limit = self._limits.bulk_documents
-            wanted = (
-                head["indexed"]
-                and await connection.fetchval(self._sql.few_chunks, limit // 10)
-                and await connection.fetchval(self._sql.many_behind, head["low_water"], limit) >= limit
-            )
-            if not wanted:
-                return
-        await loading.request(connection, self.index.id, self.index.generation)
+        if (
+            await connection.fetchval(self._sql.few_chunks, limit // 10)
+            and await connection.fetchval(self._sql.many_behind, head["low_water"], limit) >= limit
+        ):
+            await loading.request(connection, self.index.id, self.index.generation)
+
+    async def _keep_load(self, head: asyncpg.Record) -> None:
+        """Say that a load is still under way: there was something to do for us."""
+        if head["load_requested"] and not self._renewed_lately():
+            self._renewed_at = time.monotonic()
+            async with self._database.connection("look") as connection:
+                await loading.request(connection, self.index.id, self.index.generation)
+
+    def _renewed_lately(self) -> bool:
+        return time.monotonic() - self._renewed_at < _RENEW_SECONDS
 
     # --- one batch ---
 

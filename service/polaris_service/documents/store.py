@@ -29,7 +29,7 @@ State = Literal["pending", "searchable", "failed", "superseded"]
 T = TypeVar("T")
 
 # A deadlock or a lost race is tried again so often before the caller hears of it.
-_ATTEMPTS = 3
+_ATTEMPTS = 8
 
 
 class NoSuchDocument(NotFound):
@@ -190,9 +190,12 @@ class Store:
         async def work(connection: Connection) -> list[Written]:
             return await self._put(connection, index, writes, ANY, retry=False)
 
-        return await self._transaction(index, work)
+        # What brings its vectors leaves workers nothing to do at once: they look by themselves now and then.
+        return await self._transaction(index, work, wake=any(write.ready is None for write in writes))
 
-    async def _transaction(self, index: ServedIndex, work: Callable[[Connection], Awaitable[T]]) -> T:
+    async def _transaction(
+        self, index: ServedIndex, work: Callable[[Connection], Awaitable[T]], *, wake: bool = True
+    ) -> T:
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 async with self._database.transaction("write") as connection:
@@ -203,7 +206,8 @@ class Store:
                 if attempt == _ATTEMPTS:
                     raise
             else:
-                self._notifier.notify(index.id)
+                if wake:
+                    self._notifier.notify(index.id)
                 return result
         raise AssertionError("unreachable")
 
