@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import psycopg2
+import psycopg2.errorcodes
 import psycopg2.extensions
 from sqlalchemy import URL, Connection, CursorResult, Engine, create_engine, exc
 from sqlalchemy.pool import NullPool, QueuePool
@@ -35,6 +36,7 @@ from polaris.errors import (
     NotOwner,
     PolarisError,
     Prerequisite,
+    Refused,
 )
 from polaris.spec import TlsMode
 from polaris.sql import Sql, compose, identifier, literal
@@ -50,6 +52,9 @@ _READ_MILLISECONDS = 60_000
 _WRITE_MILLISECONDS = 600_000
 # A statement that waits for a lock makes all that come after it wait too.
 _LOCK_MILLISECONDS = 5_000
+# A server that asks for the password itself does not get it, whoever it is.
+_METHODS = "scram-sha-256,md5"
+_METHODS_LIBPQ = 160000  # The first that keeps to them.
 # Where no authority is named: the system's. libpq's own word for them depends on how it was built.
 _SYSTEM_AUTHORITIES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt")
 
@@ -110,6 +115,13 @@ class Fence:
 def run(connection: Connection, statement: Sql) -> CursorResult[Any]:
     """Execute a statement as it is: nothing in it is taken for a parameter, not even `%`."""
     return connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
+
+
+def is_pooled(connection: Connection) -> bool:
+    """Whether a pooler answers in the server's place: it makes up the pid that a client is told first."""
+    driver = cast("psycopg2.extensions.connection", connection.connection.dbapi_connection)
+    serves = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+    return bool(driver.info.backend_pid != serves)
 
 
 class Postgres:
@@ -379,6 +391,8 @@ class Postgres:
             "keepalives_count": 3,
             "tcp_user_timeout": 60_000,
         }
+        if psycopg2.extensions.libpq_version() >= _METHODS_LIBPQ:
+            arguments["require_auth"] = _METHODS
         if server.sslmode == TlsMode.VERIFY_FULL:
             arguments["sslrootcert"] = self._authorities()
         return (
@@ -442,6 +456,7 @@ def _relation_exists(connection: Connection, action: BuildIndex) -> bool:
 # are shown as they are.
 _REFUSALS = (
     "authentication failed",
+    "authentication method requirement",
     "no pg_hba.conf entry",
     "is not permitted to log in",
     "does not exist",
@@ -485,16 +500,27 @@ def _said(error: exc.DBAPIError) -> str:
     return " ".join(" ".join(map(str, said)).split())
 
 
-def _translate(error: exc.DBAPIError) -> PolarisError | None:
-    """Return our error for PostgreSQL's; None where it means a mistake of ours."""
+def _translate(error: exc.DBAPIError) -> PolarisError:
+    """Return our error for PostgreSQL's.
+
+    Of what we did not expect only the SQLSTATE is told: the words may hold what stands in the tables.
+    """
     state, said = _sqlstate(error), _said(error)
     if state is not None:
         make = _BY_STATE.get(state) or _BY_STATE.get(state[:2])
-        return make(said) if make else None
+        return make(said) if make else Refused(f"PostgreSQL refuses with SQLSTATE {_spelled(state)}")
     if isinstance(error.orig, psycopg2.OperationalError | psycopg2.InterfaceError):
         refused = any(words in said for words in _REFUSALS)
         return DatabaseRefused(said) if refused else DatabaseUnavailable(said)
-    return None
+    return Refused(f"PostgreSQL's driver refuses with {type(error.orig).__name__}")
+
+
+def _spelled(state: str) -> str:
+    try:
+        name = psycopg2.errorcodes.lookup(state)
+    except KeyError:
+        return state
+    return f"{state} ({name.lower()})"
 
 
 @contextlib.contextmanager
@@ -502,8 +528,6 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except exc.DBAPIError as error:
-        if (ours := _translate(error)) is None:
-            raise
-        raise ours from error
+        raise _translate(error) from error
     except exc.TimeoutError as error:
         raise DatabaseUnavailable(f"no connection of the pool was free in time: {error}") from None

@@ -174,8 +174,9 @@ class Reconciler:
         except PolarisError as error:
             if isinstance(error, DatabaseRefused):
                 self._databases.forget_login(key)
-            if not isinstance(error, ClusterUnavailable) and not _passing(error):
-                self._databases.block(key, shared.blocked_by(error))
+            told = not isinstance(error, ClusterUnavailable) and not _passing(error)
+            if told and self._databases.block(key, shared.blocked_by(error)):
+                self._wake_indexes(key)
             raise
         allowed = frozenset(spec.allowed_namespaces or [key.namespace])
         if self._databases.settle(key, allowed, blocked):
@@ -191,10 +192,11 @@ class Reconciler:
         reference = spec.database_ref
         database = Key("PolarisDatabase", reference.namespace or resource.key.namespace, reference.name)
         doors = self._databases.find(database, resource.key.namespace)
-        if isinstance(doors, Blocked):
-            if not self._give_up(resource, self._sides.index.deadline_seconds(resource), now):
+        if doors is None or isinstance(doors, Blocked):
+            given_up = self._give_up(resource, self._sides.index.deadline_seconds(resource), now)
+            if doors is not None and not given_up:
                 self._write(resource, shared.interrupted(resource, doors, now))
-            return self._resync_seconds
+            return self._resync_seconds  # And once its database was looked at.
         settled = self._settle(self._sides.index, resource, spec, doors)
         if settled.gone:
             self._gone(resource.key)

@@ -22,10 +22,13 @@ from polaris.errors import (
     NotOwner,
     PolarisError,
     Prerequisite,
+    Refused,
 )
 from polaris.spec import TlsMode
 from polaris.sql import Sql
+from polaris.status import Reason
 from polaris_cli.up.postgres import LocalPostgres
+from polaris_operator.conditions.shared import blocked_by
 from polaris_operator.postgres import Identity, Postgres, Server, run
 from polaris_operator.steps import BuildIndex, ExecuteAlone
 from scenes.roles import operator_session, server_of
@@ -298,7 +301,7 @@ def test_a_build_that_fails_is_remembered_and_counted(door: Postgres) -> None:
         assert ended.wait(30)
         failure = door.failures["polaris", INDEX]
         assert failure.count == count
-        assert "division by zero" in failure.message
+        assert "division_by_zero" in failure.message
 
 
 def test_the_settings_of_a_build_are_its_own(door: Postgres) -> None:
@@ -393,10 +396,21 @@ def test_a_right_that_is_missing_is_a_prerequisite(door: Postgres) -> None:
         run(connection, Sql("SELECT * FROM pg_authid"))
 
 
-def test_a_mistake_of_ours_is_not_dressed_up(door: Postgres) -> None:
-    with pytest.raises(Exception, match="syntax") as raised, door.read() as connection:
-        run(connection, Sql("SELEC 1"))
-    assert not isinstance(raised.value, PolarisError)
+@pytest.mark.parametrize(
+    ("statement", "state"),
+    [
+        ("SELEC 'of a document'", "42601 (syntax_error)"),
+        ("SELECT 'of a document'::integer", "22P02 (invalid_text_representation)"),
+        ("DO $$ BEGIN RAISE 'of a document' USING ERRCODE = 'XX999'; END $$", "XX999"),
+    ],
+)
+def test_of_an_error_that_nobody_expected_the_sqlstate_is_told_and_no_text(
+    door: Postgres, statement: str, state: str
+) -> None:
+    with pytest.raises(Refused) as raised, door.read() as connection:
+        run(connection, Sql(statement))
+    assert str(raised.value) == f"PostgreSQL refuses with SQLSTATE {state}"
+    assert blocked_by(raised.value).reason == Reason.RETRYING
 
 
 def test_sessions_that_were_cut_are_unavailable_and_the_next_one_works(

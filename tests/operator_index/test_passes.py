@@ -103,16 +103,49 @@ def test_a_model_that_nobody_embeds_with_stalls_and_a_worker_that_comes_mends_it
     assert said_of(status, "Stalled") == {}
 
 
-def test_an_index_waits_for_its_database(place: Place) -> None:
+def test_an_index_waits_for_its_database_and_says_nothing_before_that_was_looked_at(place: Place) -> None:
     key = Key("PolarisIndex", "team", "handbook")
     place.put(index_manifest())
     place.objects.look()
 
     place.reconciler.reconcile(key)
 
-    status = dict(place.resource(key).status)
-    assert said_of(status, "Ready")["reason"] == Reason.DATABASE_NOT_READY
-    assert said_of(status, "Stalled") == {}
+    assert dict(place.resource(key).status) == {}
+    place.reconciler.reconcile(MAIN)
+    assert key in place.woken
+
+
+def test_after_a_restart_nothing_is_written_of_what_did_not_change(here: Place) -> None:
+    key = here.ready()
+    here.go(MAIN)  # It tells how many indexes there are.
+    versions = [here.resource(one).resource_version for one in (MAIN, key)]
+
+    here.restart()
+    here.reconciler.reconcile(key)
+    here.go()
+    here.go()
+
+    assert [here.resource(one).resource_version for one in (MAIN, key)] == versions
+
+
+def test_an_index_whose_postgresql_is_away_is_not_said_to_serve(here: Place) -> None:
+    key = here.ready()
+
+    # To a client this is a server that is starting, full or gone.
+    here.sql(f"ALTER ROLE {here.login} CONNECTION LIMIT 0")
+    here.sql("SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE usename = %s", here.login)
+    here.go(key)
+    status = here.go(key)
+    assert said_of(status, "Serving")["status"] == "Unknown"
+    assert said_of(status, "Serving")["reason"] == Reason.DATABASE_UNAVAILABLE
+    assert said_of(status, "Ready")["status"] == "False"
+    version = here.resource(key).resource_version
+    here.go(key)
+    assert here.resource(key).resource_version == version
+
+    here.sql(f"ALTER ROLE {here.login} CONNECTION LIMIT -1")
+    status = here.go_until(key, "Ready")
+    assert said_of(status, "Serving")["status"] == "True"
 
 
 # --- logins

@@ -167,6 +167,13 @@ def _obstacles(spec: PolarisDatabaseSpec, world: DatabaseWorld) -> Iterator[Bloc
         )
     if world.standby:
         yield Blocked(Reason.DATABASE_UNAVAILABLE, f"{spec.host} is a standby: it only reads", stalled=False)
+    if world.pooled:
+        yield Blocked(
+            Reason.PREREQUISITE_MISSING,
+            f"a connection pooler such as PgBouncer answers at {spec.host}:{spec.port}: the operator's locks"
+            " and builds live in sessions of PostgreSQL, so it needs a direct connection",
+            stalled=True,
+        )
     if world.missing:
         yield _missing(spec, world)
     if world.vector_version is not None and version(world.vector_version) < version(OLDEST_VECTOR):

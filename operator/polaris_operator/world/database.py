@@ -103,6 +103,8 @@ class DatabaseWorld:
     server_version_number: int
     """As `server_version_num`: 180006 is 18.6."""
     standby: bool = False
+    pooled: bool = False
+    """Whether what answers is a pooler, which hands each transaction to another session."""
     vector_version: str | None = None
     vector_available: str | None = None
     """The version that the server could install."""

@@ -110,7 +110,7 @@ def _plan_index(objects: FolderObjects, databases: Databases, resource: Resource
         return Plan(blocked=Blocked(Reason.DATABASE_NOT_FOUND, f"there is no {key}", stalled=True))
     _settle(databases, database, now)
     doors = databases.find(key, resource.key.namespace)
-    if isinstance(doors, Blocked):
+    if doors is None or isinstance(doors, Blocked):
         return Plan(blocked=doors)
     side = Index()
     return side.plan(resource, spec, side.gather(resource, spec, doors, now), now)
