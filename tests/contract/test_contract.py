@@ -236,3 +236,13 @@ def test_a_log_is_one_json_object_a_line_and_shows_no_secret() -> None:
     ours, theirs = map(json.loads, stream.getvalue().splitlines())
     assert (ours["event"], ours["index"], ours["vault_token"]) == ("hello", 7, "[redacted]")
     assert (theirs["event"], theirs["level"]) == ("it said", "warning")
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**309), float("inf"), float("nan"), True, "3", None])
+def test_a_number_that_floating_point_does_not_hold_is_refused(value: object) -> None:
+    assert "1.7976931348623157e308" in (problem(AttributeType.NUMBER, value) or "")
+
+
+@pytest.mark.parametrize("value", [0, -0.0, 3, 2**64, 10**308, 1.7976931348623157e308, 5e-324])
+def test_a_number_that_floating_point_holds_is_taken(value: object) -> None:
+    assert problem(AttributeType.NUMBER, value) is None
