@@ -82,6 +82,15 @@ SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 WHERE CASE WHEN application_name ~ %(ours)s
   THEN split_part(application_name, '/', 4)::bigint < %(epoch)s ELSE false END
 """
+# Who holds a lock that a plain CREATE INDEX waits for, the oldest first.
+_HOLDERS = """
+SELECT format('%%s (pid %%s, %%s since %%s)', coalesce(a.usename, a.backend_type), a.pid,
+  coalesce(a.state, 'working'), to_char(a.xact_start, 'HH24:MI:SS'))
+FROM pg_stat_activity a WHERE a.pid <> pg_backend_pid() AND EXISTS (
+  SELECT FROM pg_locks l WHERE l.pid = a.pid AND l.granted AND l.relation = to_regclass(%s)
+    AND l.mode NOT IN ('AccessShareLock', 'RowShareLock', 'ShareLock'))
+ORDER BY a.xact_start, a.pid LIMIT 3
+"""
 
 
 @dataclass(frozen=True)
@@ -306,14 +315,24 @@ class Postgres:
                 run(connection, action.statement)
         except Exception as error:  # noqa: BLE001  the end of a thread: it is kept and shown
             failed = self.failures.get(which)
-            message = " ".join(str(error).split())
-            self.failures[which] = BuildFailure(message, datetime.now(UTC), failed.count + 1 if failed else 1)
+            late = isinstance(error, Conflict)
+            message = " ".join(str(error).split()) + (self._in_the_way(action) if late else "")
+            count = failed.count + 1 if failed and failed.late == late else 1
+            self.failures[which] = BuildFailure(message, datetime.now(UTC), count, late)
             log.warning("build failed", schema=action.schema, index=action.index, error=message)
         else:
             self.failures.pop(which, None)
             log.info("build done", schema=action.schema, index=action.index)
         finally:
             ended()
+
+    def _in_the_way(self, action: BuildIndex) -> str:
+        """Return who works with the table now, as far as that can be told."""
+        holders: Sequence[str] = ()
+        table = str(identifier(action.schema, action.table))
+        with contextlib.suppress(PolarisError), self.read() as connection:
+            holders = connection.exec_driver_sql(_HOLDERS, (table,)).scalars().all()
+        return f"; the table is in use by {', '.join(holders)}" if holders else ""
 
     @contextlib.contextmanager
     def _transaction(self, mode: str, timeout: int, *, role: bool = True) -> Iterator[Connection]:

@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 
 import psycopg2
 import pytest
@@ -302,6 +303,26 @@ def test_a_build_that_fails_is_remembered_and_counted(door: Postgres) -> None:
         failure = door.failures["polaris", INDEX]
         assert failure.count == count
         assert "division_by_zero" in failure.message
+
+
+def test_a_build_that_does_not_get_its_lock_is_late_and_tells_who_has_one(
+    door: Postgres, database: Database
+) -> None:
+    make_table(door)
+    patient = replace(BUILD, settings={"lock_timeout": "50ms"}, table="made")
+    with closing(connect(database.dsn)) as writer, writer.cursor() as cursor:
+        writer.autocommit = False
+        cursor.execute("INSERT INTO polaris.made VALUES (2)")
+        ended = threading.Event()
+        assert door.start_build(patient, ended.set)
+        assert ended.wait(30)
+        failure = door.failures["polaris", INDEX]
+        assert failure.late
+        assert f"in use by {database.server.superuser} (pid {writer.info.backend_pid}," in failure.message
+    ended.clear()
+    assert door.start_build(patient, ended.set)
+    assert ended.wait(30)
+    assert door.failures == {}
 
 
 def test_the_settings_of_a_build_are_its_own(door: Postgres) -> None:

@@ -415,6 +415,24 @@ def failed(count: int, seconds_ago: int) -> IndexWorld:
     return replace(world, failures={VECTOR: BuildFailure("No space left on device", at, count)})
 
 
+@pytest.mark.parametrize(("seconds_ago", "again"), [(299, False), (301, True)])
+def test_a_build_that_did_not_get_its_lock_is_tried_again_and_again_and_stalls_nothing(
+    *, seconds_ago: int, again: bool
+) -> None:
+    world = failed(9, seconds_ago)
+    world = replace(world, failures={VECTOR: replace(world.failures[VECTOR], late=True)})
+
+    decided = plan(world)
+
+    assert decided.blocked is not None
+    assert (decided.blocked.reason, decided.blocked.stalled) == (Reason.BUILDING_INDEX, False)
+    assert bool(decided.steps) == again
+    if again:
+        action = decided.steps[0].action
+        assert isinstance(action, BuildIndex)
+        assert action.settings["max_parallel_maintenance_workers"] == str(SPEC.build.parallel_workers)
+
+
 @pytest.mark.parametrize(
     ("count", "seconds_ago", "again", "stalled"),
     [(1, 10, False, False), (1, 31, True, None), (3, 31, False, True), (3, 121, True, None)],
