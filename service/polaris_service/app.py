@@ -21,7 +21,7 @@ from polaris_service.documents.loading import Loading
 from polaris_service.documents.store import Store
 from polaris_service.embed.registry import Embedders
 from polaris_service.gate import Gate, Policy
-from polaris_service.gate.open import OpenPolicy
+from polaris_service.gate.open import LoopbackOnly, OpenPolicy
 from polaris_service.gate.tokens import TokensPolicy
 from polaris_service.indexes import Indexes
 from polaris_service.metrics import Metrics
@@ -112,8 +112,9 @@ def create_app(parts: Parts) -> FastAPI:
     for router in (*asked_most, *others):
         app.include_router(router)
     direct = Direct(app.build_middleware_stack(), chain.from_iterable(r.routes for r in asked_most))
+    admitted = LoopbackOnly(direct) if parts.settings.auth == "none" else direct
     # Around all that FastAPI builds, so that `Observed` sees what any part answers.
-    app.middleware_stack = Observed(direct, parts.metrics)
+    app.middleware_stack = Observed(admitted, parts.metrics)
     return app
 
 
