@@ -7,6 +7,7 @@ the answer need not repeat what was asked), and by how well its passage was foun
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
@@ -44,7 +45,8 @@ class Extractive:
 
     async def stream(self, prompt: Prompt, notes: list[str]) -> AsyncGenerator[str, None]:  # noqa: ARG002
         """Yield the sentences, each with the marker of its passage."""
-        for number, piece in enumerate(answer(prompt.question, prompt.passages)):
+        pieces = await asyncio.to_thread(answer, prompt.question, prompt.passages)
+        for number, piece in enumerate(pieces):
             yield f" {piece}" if number else piece
 
     async def stop(self) -> None:
