@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 from collections.abc import Callable, Iterator
 
@@ -17,7 +18,7 @@ from parts.servers import Database
 from polaris import layout
 from polaris.attributes import expression
 from polaris.catalog import Base
-from polaris.errors import Unsupported
+from polaris.errors import Conflict, Unsupported
 from polaris.names import CATALOG_SCHEMA
 from polaris.spec import Attribute, AttributeType, Embedding, Metric, VectorIndex, VectorType
 from polaris.sql import compose, literal
@@ -77,6 +78,38 @@ def test_every_migration_goes_down_again_and_leaves_nothing(engine: Engine) -> N
         assert set(inspect(connection).get_table_names(CATALOG_SCHEMA)) <= {"alembic_version"}
         polaris_migrations.upgrade(connection)
         assert _differences(connection) == []
+
+
+@pytest.mark.parametrize(
+    ("runs", "who"),
+    [
+        (
+            (
+                "INSERT INTO polaris.installations (id, name, heartbeat_at)"
+                " VALUES (gen_random_uuid(), 'here', now() - interval '{} seconds')"
+            ),
+            "the operator of here",
+        ),
+        (
+            (
+                "INSERT INTO polaris.consumers (id, kind, username, epoch, version, catalog_level, reported_at)"
+                " VALUES ('pod-1', 'worker', 'x', 1, '0.1', 1, now() - interval '{} seconds')"
+            ),
+            "worker pod-1 (POLARIS 0.1, level 1)",
+        ),
+    ],
+)
+def test_nothing_goes_down_while_code_runs_that_needs_it(engine: Engine, runs: str, who: str) -> None:
+    with engine.begin() as connection:
+        polaris_migrations.upgrade(connection)
+        connection.execute(text(runs.format(1)))
+    with pytest.raises(Conflict, match=re.escape(who)), engine.begin() as connection:
+        polaris_migrations.downgrade(connection, "base")
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM polaris.installations; DELETE FROM polaris.consumers"))
+        connection.execute(text(runs.format(300)))
+        polaris_migrations.downgrade(connection, "base")
+        assert polaris_migrations.current_revision(connection) is None
 
 
 def test_the_sql_for_administrators_leads_to_the_same(engine: Engine) -> None:
