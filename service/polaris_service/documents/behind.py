@@ -55,6 +55,22 @@ _ERROR_CHARACTERS = 500
 # A title may take this share of a chunk's tokens; a longer one is not embedded with the chunk.
 _TITLE_SHARE = 0.25
 _PROBE = "polaris"
+# A claim is idle in its transaction while the embedder works: no default of the server, database or role may
+# end it halfway, again and again. The driver's own timer bounds each statement.
+_NO_LIMITS = {"idle_in_transaction_session_timeout": "0", "statement_timeout": "0"}
+_TRANSACTION_TIMEOUT_SINCE = 17
+# The locks of a worker that vanished without a word (its machine, its network) go within a minute; by
+# Linux's own defaults it would be two hours. PostgreSQL ignores them on a Unix socket.
+_KEEPALIVES = {
+    "tcp_keepalives_idle": "20",
+    "tcp_keepalives_interval": "10",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "50000",
+}
+# For the transaction only: a setting of the session would stay behind in PgBouncer.
+_SET_LOCAL = """
+SELECT set_config(name, value, true) FROM unnest($1::text[], $2::text[]) AS given(name, value)
+"""
 
 
 @dataclass(frozen=True)
@@ -231,6 +247,7 @@ class Level:
         )
         try:
             async with self._database.transaction("work") as connection:
+                await outlast_the_embedder(connection)
                 await claim_chunks(connection, self.index)
                 claimed += await connection.fetch(self._sql.claim, self._cursor, limit)
                 if not claimed:
@@ -276,6 +293,7 @@ class Level:
         for row in claimed:
             try:
                 async with self._database.transaction("work") as connection:
+                    await outlast_the_embedder(connection)
                     await claim_chunks(connection, self.index)
                     again = await connection.fetch(self._sql.claim_one, row["id"])
                     if not again:
@@ -419,6 +437,14 @@ class Level:
             [document.row["sequence"] for document in documents],
             [len(document.spans) for document in documents],
         )
+
+
+async def outlast_the_embedder(connection: Connection) -> None:
+    """Let the transaction last as long as its work; and its locks not much longer than the worker."""
+    modern = connection.get_server_version().major >= _TRANSACTION_TIMEOUT_SINCE
+    limits = _NO_LIMITS | ({"transaction_timeout": "0"} if modern else {})
+    chosen = limits | _KEEPALIVES
+    await connection.execute(_SET_LOCAL, list(chosen), list(chosen.values()))
 
 
 def _check(found: np.ndarray[Any, Any], embedding: Embedding) -> None:
