@@ -6,7 +6,7 @@ from the pass before but what stands in the object, the catalog and PostgreSQL.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, Protocol, TypeVar
@@ -20,19 +20,20 @@ from polaris.errors import (
     DeadlineExceeded,
     NotOwner,
     PolarisError,
+    Prerequisite,
     VaultRefused,
     VaultUnavailable,
 )
 from polaris.names import FINALIZER
 from polaris.spec import PolarisDatabaseSpec, PolarisIndexSpec, parse_spec
-from polaris.status import DatabaseStatus, IndexStatus
+from polaris.status import DatabaseStatus, IndexStatus, Reason
 from polaris.telemetry import logger
 from polaris_operator.apply import apply
 from polaris_operator.conditions import shared
 from polaris_operator.databases import Databases
 from polaris_operator.doors import Doors
 from polaris_operator.objects import Key, Objects, Resource
-from polaris_operator.steps import Blocked, Plan
+from polaris_operator.steps import Blocked, Plan, Step
 
 log = logger(__name__)
 
@@ -50,6 +51,8 @@ _ROUNDS = 10
 _VAULT_SECONDS = 10.0
 # How much longer an index rests that the patrol of its database looks after.
 _PATROLLED = 10
+# A login that nobody wants any more ends by itself some day: that it does not now is in nobody's way.
+_ENDS_OF_LOGINS = (Reason.LOGIN_SUPERSEDED, Reason.LOGIN_REMOVED)
 # What nothing waits for is tried again after so long.
 _ASIDE_SECONDS = 30.0
 
@@ -208,14 +211,15 @@ class Reconciler:
     def _settle(self, side: Side[S, W], resource: Resource, spec: S, doors: Doors) -> _Settled[W]:
         """Go round until nothing is left to be done, and report what there is then."""
         failure: PolarisError | None = None
+        resisting: list[Step] = []
         for _ in range(_ROUNDS):
             now = datetime.now(UTC)
             world = side.gather(resource, spec, doors, now)
-            plan = side.plan(resource, spec, world, now)
+            plan = _without(resisting, side.plan(resource, spec, world, now))
             if failure is not None or not plan.steps:
                 break
             try:
-                resource = apply(plan.steps, doors, resource)
+                resource = _apply(plan.steps, doors, resource, resisting)
             except (VaultUnavailable, VaultRefused) as error:
                 # What was issued before lives on, so this is no reason to look no further.
                 failure = error
@@ -228,6 +232,8 @@ class Reconciler:
             log.warning("Vault failed", object=str(resource.key), error=str(failure))
             plan = replace(plan, blocked=plan.blocked or shared.blocked_by(failure))
             again = min(again or _VAULT_SECONDS, _VAULT_SECONDS)
+        if resisting:
+            again = min(again or _ASIDE_SECONDS, _ASIDE_SECONDS)
         settled = _Settled(resource, world, again)
         if settled.gone:
             return settled
@@ -301,6 +307,28 @@ class Reconciler:
         if after and after.get("reason") != before.get("reason"):
             self._objects.event(resource, after["reason"], after["message"], warning=True)
         return written
+
+
+def _apply(steps: Sequence[Step], doors: Doors, resource: Resource, resisting: list[Step]) -> Resource:
+    """Carry out the steps; a login that resists its end is added to `resisting`, and stops nothing else.
+
+    But for an object that is being deleted: it is held until everything made for it is gone.
+    """
+    for step in steps:
+        try:
+            resource = apply([step], doors, resource)
+        except (VaultUnavailable, VaultRefused, Prerequisite) as error:
+            if step.reason not in _ENDS_OF_LOGINS or resource.deleted_at is not None:
+                raise
+            log.warning("not revoked", object=str(resource.key), step=step.sentence, error=str(error))
+            resisting.append(step)
+    return resource
+
+
+def _without(resisting: Sequence[Step], plan: Plan) -> Plan:
+    """Return the plan without what was tried in this pass already."""
+    actions = [step.action for step in resisting]
+    return replace(plan, steps=tuple(step for step in plan.steps if step.action not in actions))
 
 
 def _passing(error: PolarisError) -> bool:

@@ -93,7 +93,8 @@ def test_every_migration_goes_down_again_and_leaves_nothing(engine: Engine) -> N
         (
             (
                 "INSERT INTO polaris.consumers"
-                " (id, kind, username, epoch, version, catalog_level, reported_at) VALUES ('pod-1', 'worker', 'x', 1, '0.1', 1, now() - interval '{} seconds')"
+                " (id, kind, username, epoch, version, catalog_level, reported_at)"
+                " VALUES ('pod-1', 'worker', 'x', 1, '0.1', 1, now() - interval '{} seconds')"
             ),
             "worker pod-1 (POLARIS 0.1, level 1)",
         ),

@@ -180,6 +180,30 @@ def test_a_login_that_is_asked_for_no_more_is_gone(here: Place) -> None:
     assert here.one("SELECT state FROM polaris.credentials WHERE owner = 'index/1'") == "revoked"
 
 
+def test_a_login_that_resists_its_end_is_in_nobodys_way(here: Place) -> None:
+    key = here.ready(access=[{"name": "reporting", "secretName": "handbook-reporting"}])
+    old = {}
+    for name in ("reporting", "query"):
+        old[name] = here.one("SELECT username FROM polaris.credentials WHERE name = %s", name)
+        here.sql(f"CREATE TABLE public.of_{name} (); ALTER TABLE public.of_{name} OWNER TO {old[name]}")
+    here.sql(
+        "UPDATE polaris.credentials SET state = 'superseded', superseded_at = now() - interval '1 hour'"
+        " WHERE name = 'query'"
+    )
+    here.put(index_manifest())
+
+    status, database = here.go(key), here.go(MAIN)
+
+    assert here.errors == []
+    for said in (status, database):
+        assert said_of(said, "Ready")["status"] == "True"
+    published = "SELECT username FROM polaris.credentials WHERE name = 'query' AND state = 'published'"
+    assert here.one(published) != old["query"]
+    here.sql("DROP TABLE public.of_reporting, public.of_query")
+    here.go()
+    assert here.sql("SELECT rolname FROM pg_roles WHERE rolname = ANY(%s)", list(old.values())) == []
+
+
 # --- drift
 
 
