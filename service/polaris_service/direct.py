@@ -2,7 +2,8 @@
 
 A search needs of FastAPI only its row in the OpenAPI document: the path holds two names, and the body is
 read and checked by our own code. What FastAPI does besides (two passes of routing, dependencies, seven
-layers of middleware) was half of the processor time of a search.
+layers of middleware) costs as much as all that is ours: without it, and with a shorter way into the log, a
+search takes 0.66 ms of a processor where it took 1.35 (4 connections, version 0.165).
 
 A request whose method and path are exactly those of such a route goes to its endpoint at once. Everything
 else (another method, HEAD, OPTIONS, a slash too many) takes the long way, where the same routes stand
