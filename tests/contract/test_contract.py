@@ -211,6 +211,18 @@ def test_a_wrong_setting_is_named(environment: dict[str, str], words: str) -> No
         settings.ServiceSettings.load(environment)
 
 
+def test_a_key_of_the_file_that_no_program_has_is_named_and_one_of_another_is_passed_over(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("resync_seconds: 5\nlog_level: debug\n")
+    environment = {"POLARIS_SETTINGS_FILE": str(file)}
+    assert settings.ServiceSettings.load(environment).log_level == "debug"
+    file.write_text("pool_sise: 3\n")
+    with pytest.raises(InvalidInput, match=r"no setting pool_sise; is it pool_size\?"):
+        settings.ServiceSettings.load(environment)
+
+
 def test_every_setting_says_what_it_means() -> None:
     for program, variable, _, meaning in settings.rows():
         if variable != "POLARIS_PROVIDERS":
