@@ -49,7 +49,7 @@ class Direct:
 
     def _route(self, scope: Scope) -> APIRoute | None:
         """Return the route that is meant, told in the scope as the router does; None: the long way."""
-        if scope["type"] != "http" or scope["root_path"]:
+        if scope["type"] != "http" or scope.get("root_path"):
             return None
         for route in self._routes:
             found = (
