@@ -193,6 +193,7 @@ BLOCKED: list[tuple[str, DatabaseWorld, dict[str, Any], Reason, list[str]]] = [
         ["pod-2", "epoch 5"],
     ),
     ("a standby", world(standby=True), {}, Reason.DATABASE_UNAVAILABLE, ["standby"]),
+    ("a pooler", world(pooled=True), {}, Reason.PREREQUISITE_MISSING, ["direct connection"]),
 ]
 
 

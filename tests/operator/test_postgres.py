@@ -30,8 +30,9 @@ from polaris.sql import Sql
 from polaris.status import Reason
 from polaris_cli.up.postgres import LocalPostgres
 from polaris_operator.conditions.shared import blocked_by
-from polaris_operator.postgres import Identity, Postgres, Server, run
+from polaris_operator.postgres import Identity, Postgres, Server, is_pooled, run
 from polaris_operator.steps import BuildIndex, ExecuteAlone
+from scenes.middle import pooler, thief
 from scenes.roles import operator_session, server_of
 
 pytestmark = pytest.mark.postgres
@@ -383,6 +384,30 @@ def test_what_keeps_us_out_is_told_apart(
     ):
         pass
     assert door.identity.password not in str(raised.value)
+
+
+def test_a_server_that_asks_for_the_password_itself_does_not_get_it(door: Postgres) -> None:
+    heard: list[bytes] = []
+    with (
+        thief(heard) as port,
+        closing(Postgres(replace(door.server, host="127.0.0.1", port=port), door.identity)) as robbed,
+        pytest.raises(DatabaseRefused, match="cleartext"),
+        robbed.read(),
+    ):
+        pass
+    assert heard == []
+
+
+def test_a_pooler_is_told_from_postgresql(door: Postgres) -> None:
+    with door.probe() as connection:
+        assert not is_pooled(connection)
+    server = replace(door.server, host="127.0.0.1")
+    with (
+        pooler(server.port) as port,
+        closing(Postgres(replace(server, port=port), door.identity)) as pooled,
+        pooled.probe() as connection,
+    ):
+        assert is_pooled(connection)
 
 
 def test_a_login_that_is_no_member_of_the_operator_hears_what_grants_it(database: Database) -> None:
