@@ -27,7 +27,7 @@ from polaris_service.problems import InvalidBody, kind_of
 
 _log = logger(__name__)
 
-GROUP_LINES = 500
+GROUP_LINES = 1000
 GROUP_BYTES = 4 * 2**20
 # A group that is not full is committed when no line came for so long.
 _IDLE_SECONDS = 0.2

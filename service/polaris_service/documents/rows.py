@@ -6,8 +6,7 @@ import hashlib
 import io
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,8 +31,7 @@ def text_hash(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
-@dataclass(frozen=True)
-class Version:
+class Version(NamedTuple):
     """The version that chunks are of."""
 
     document: int
@@ -42,8 +40,7 @@ class Version:
     """JSON text."""
 
 
-@dataclass(frozen=True)
-class Chunks:
+class Chunks(NamedTuple):
     """The chunks of one version, without their vectors."""
 
     of: Version

@@ -8,9 +8,9 @@ sequence until the commit, so sequences are in the order of commits; it is drawn
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import asyncpg
 import numpy as np
@@ -126,8 +126,7 @@ def state_of(sequence: int, applied: int | None, failed: int | None) -> State:
     return "failed" if sequence <= (failed or 0) else "pending"
 
 
-@dataclass(frozen=True)
-class _Change:
+class _Change(NamedTuple):
     """A version to be written."""
 
     document: int | None
@@ -150,10 +149,11 @@ class _Change:
         """The rows of the ready vectors."""
         if self.document is None:
             raise ValueError(f"document {self.write.id} has no number yet")
+        spans, text = self.brought.spans, self.write.text
         return Chunks(
             Version(self.document, self.version, self.write.attributes),
-            self.brought.spans,
-            [text_hash(span.of(self.write.text)) for span in self.brought.spans],
+            spans,
+            [text_hash(text[span.start : span.end]) for span in spans],
         )
 
 
@@ -264,7 +264,7 @@ class Store:
             raise Conflict("another transaction has made the same documents")
         if ready:
             numbers = {c.write.id: row["id"] for c, row in zip(changes, written, strict=True)}
-            made = [replace(c, document=numbers[c.write.id]) for c in ready if c.document is None]
+            made = [_Change(numbers[c.write.id], c.version, c.write) for c in ready if c.document is None]
             await self._put_ready(connection, index, made)
         sequences = {c.write.id: row["sequence"] for c, row in zip(changes, written, strict=True)}
         if ready:
