@@ -246,6 +246,9 @@ def test_pieces_and_pipelines_of_requests_are_answered_one_after_the_other(
             answers = told(wire, sent, 4)
             assert [int(status.split()[1]) for status, _ in answers] == [400, 200, 422, 422]
             assert json.loads(answers[3][1])["errors"][0]["pointer"] == "/vector"
+        # The line of a request comes after its answer: all are there when the service has ended.
+        service.terminate()
+        service.wait()
         audited = [each for each in map(json.loads, service.log().splitlines()) if each["event"] == "access"]
     assert [each["status"] for each in audited] == [200, 400, 200, 422, 422]
     assert len({each["request_id"] for each in audited}) == 5
