@@ -87,7 +87,7 @@ class Databases:
         with self._lock:
             entry = self._entries.get(database)
         if entry is not None and entry.listener is None and entry.postgres is not None:
-            entry.listener = Listener(entry.postgres, self._process.installation, self._wake)
+            entry.listener = Listener(entry.postgres, database, self._process.installation, self._wake)
 
     def block(self, database: Key, blocked: Blocked) -> bool:
         """Say why indexes can't use a database now, and return whether that is news to them.

@@ -27,15 +27,15 @@ from polaris.settings import OperatorSettings
 from polaris.spec import Kind
 from polaris.telemetry import configure_logging, configure_tracing, logger
 from polaris_operator import events, probes
-from polaris_operator.database import Database
 from polaris_operator.databases import Databases
 from polaris_operator.folder import ABSENT_SECONDS, FolderObjects
-from polaris_operator.index import Index
 from polaris_operator.kubernetes_api import KubernetesObjects, load_configuration
 from polaris_operator.objects import Key, Objects
 from polaris_operator.patrol import patrol
 from polaris_operator.queue import Queue
 from polaris_operator.reconcile import Reconciler, Sides
+from polaris_operator.sides.database import Database
+from polaris_operator.sides.index import Index
 from polaris_operator.world.database import Process
 
 log = logger(__name__)

@@ -24,7 +24,7 @@ from polaris.errors import PolarisError
 from polaris.spec import PolarisIndexSpec, TlsMode, parse_spec
 from polaris.sql import identifier
 from polaris_cli.up.postgres import PostgresServer
-from polaris_operator import bootstrap, database, index
+from polaris_operator import bootstrap
 from polaris_operator.apply import apply
 from polaris_operator.databases import Databases
 from polaris_operator.doors import Doors
@@ -33,9 +33,10 @@ from polaris_operator.objects import Key, Resource
 from polaris_operator.patrol import patrol
 from polaris_operator.postgres import Identity, Postgres, Server
 from polaris_operator.reconcile import Reconciler, Sides
+from polaris_operator.sides import database, index
 from polaris_operator.steps import Plan, Step
 from polaris_operator.world.database import Process
-from polaris_operator.world.index import IndexFacts
+from polaris_operator.world.index import IndexAndLogins
 
 MAIN = Key("PolarisDatabase", "rag", "main")
 DIMENSION = 8
@@ -162,7 +163,7 @@ class Place:
         assert found is not None
         return found
 
-    def look(self, key: Key) -> tuple[Resource, PolarisIndexSpec, IndexFacts]:
+    def look(self, key: Key) -> tuple[Resource, PolarisIndexSpec, IndexAndLogins]:
         """Gather, and nothing else."""
         found = self.resource(key)
         spec = parse_spec(PolarisIndexSpec, found.spec)

@@ -42,7 +42,7 @@ from polaris_operator.steps import BuildIndex, statements
 from polaris_operator.world.index import (
     BuildFailure,
     GenerationRow,
-    IndexFacts,
+    IndexAndLogins,
     IndexRow,
     IndexWorld,
     Model,
@@ -281,7 +281,7 @@ def test_of_any_world_the_conditions_agree_with_each_other(world: IndexWorld, of
     asked = resource(of, finalizers=(FINALIZER,) if of.deletion_policy == "Delete" else ())
     plan = plan_index(asked, of, world, NOW)
 
-    status = index_status(asked, of, IndexFacts(world), plan, NOW)
+    status = index_status(asked, of, IndexAndLogins(world), plan, NOW)
 
     said = {condition.type: condition.status for condition in status.conditions}
     assert list(said)[:4] == ["Ready", "Serving", "CredentialsFresh", "RecallMet"]

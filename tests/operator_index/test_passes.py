@@ -115,6 +115,13 @@ def test_an_index_waits_for_its_database_and_says_nothing_before_that_was_looked
     assert key in place.woken
 
 
+def test_from_first_sight_to_ready_one_status_is_written(here: Place) -> None:
+    key = here.ready()
+    here.go()
+    # The first version is the person's.
+    assert here.resource(key).resource_version == "2"
+
+
 def test_after_a_restart_nothing_is_written_of_what_did_not_change(here: Place) -> None:
     key = here.ready()
     here.go(MAIN)  # It tells how many indexes there are.

@@ -476,7 +476,8 @@ def _behind(schema: str, world: IndexWorld) -> Sql:
         "EXISTS (SELECT FROM {documents} d LEFT JOIN {applied} a ON a.document_id = d.id"
         " WHERE d.sequence > (SELECT low_water FROM polaris.generations"
         " WHERE index_id = {number} AND number = {generation})"
-        " AND d.sequence > greatest(coalesce(a.sequence, 0), coalesce(a.failed_sequence, 0)))",
+        " AND {behind})",
+        behind=layout.BEHIND,
         documents=identifier(schema, names.DOCUMENTS),
         applied=identifier(schema, names.applied_table(generation.number)),
         number=world.number,

@@ -242,7 +242,7 @@ def build_lock(schema: str, index: str) -> int:
 
 
 @dataclass(frozen=True)
-class IndexFacts:
+class IndexAndLogins:
     """All that decides about one object: its index, and the logins of its readers."""
 
     index: IndexWorld

@@ -16,15 +16,15 @@ from polaris.status import Reason
 from polaris_cli.local import manifests
 from polaris_operator.collector import collect
 from polaris_operator.conditions.shared import blocked_by
-from polaris_operator.database import Database
 from polaris_operator.databases import Databases
 from polaris_operator.doors import Doors
 from polaris_operator.folder import FolderObjects
-from polaris_operator.index import Index
 from polaris_operator.main import Operator
 from polaris_operator.manifests import Manifest
 from polaris_operator.objects import Key, Resource
 from polaris_operator.postgres import Fence
+from polaris_operator.sides.database import Database
+from polaris_operator.sides.index import Index
 from polaris_operator.steps import Blocked, Plan
 from polaris_operator.world.database import DatabaseWorld
 
