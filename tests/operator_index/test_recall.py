@@ -152,7 +152,7 @@ def test_what_is_measured_is_what_the_index_finds(here: Place) -> None:
     assert measured.ef_search == LADDER[0]
     assert measured.recall is not None
     assert rows == ROWS
-    # The two samples differ: 100 vectors, 1,000 neighbours, of which three standard deviations.
+    # The two samples differ: see SAMPLES; three standard deviations of the smaller one.
     assert abs(measured.recall - true) < 3 * (true * (1 - true) / 50) ** 0.5 + 0.02
 
 
