@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help up down test check format crds docs lock bench kube
+.PHONY: help up down test check format crds docs lock bench soak kube
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | sort | awk -F'\t' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -57,6 +57,9 @@ kube: $(VENV)/.dev ## build the Kubernetes API server for tests, once, into the 
 
 test: check kube ## everything that this machine can run
 	@$(BIN)/python -m pytest $(ARGS)
+
+soak: $(VENV)/.dev kube ## the long form of the tests of faults and of random cases: about an hour
+	@POLARIS_SOAK=1 $(BIN)/python -m pytest -m soak --timeout 3600 $(ARGS)
 
 bench: $(VENV)/.dev kube ## measure against baselines of the same run; ratios
 	@PYTHONPATH=tests $(BIN)/python -P -m bench $(ARGS)
