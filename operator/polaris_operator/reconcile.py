@@ -32,7 +32,7 @@ from polaris_operator.apply import apply
 from polaris_operator.conditions import shared
 from polaris_operator.databases import Databases
 from polaris_operator.doors import Doors
-from polaris_operator.objects import Key, Objects, Resource
+from polaris_operator.objects import Key, Objects, Resource, database_of
 from polaris_operator.steps import Blocked, Plan, Step
 
 log = logger(__name__)
@@ -192,9 +192,7 @@ class Reconciler:
 
     def _index(self, resource: Resource, now: datetime) -> float | None:
         spec = parse_spec(PolarisIndexSpec, resource.spec)
-        reference = spec.database_ref
-        database = Key("PolarisDatabase", reference.namespace or resource.key.namespace, reference.name)
-        doors = self._databases.find(database, resource.key.namespace)
+        doors = self._databases.find(database_of(resource), resource.key.namespace)
         if doors is None or isinstance(doors, Blocked):
             given_up = self._give_up(resource, self._sides.index.deadline_seconds(resource), now)
             if doors is not None and not given_up:
@@ -280,9 +278,7 @@ class Reconciler:
 
     def _wake_indexes(self, database: Key) -> None:
         for index in self._objects.list("PolarisIndex"):
-            reference = index.spec.get("databaseRef", {})
-            namespace = reference.get("namespace") or index.key.namespace
-            if (namespace, reference.get("name")) == (database.namespace, database.name):
+            if database_of(index) == database:
                 self._wake(index.key)
 
     # Reporting

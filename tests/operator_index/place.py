@@ -56,7 +56,9 @@ class Place:
         self.woken: set[Key] = set()
         self.errors: list[PolarisError] = []
         """Of the last round of passes."""
-        self._login()
+        self.login = f"login_{uuid.uuid4().hex[:12]}"
+        self._secret()
+        self._grant(place)
         self.put(_database_manifest(place))
         self.start()
 
@@ -89,6 +91,26 @@ class Place:
         """Begin again, with nothing remembered."""
         self.stop()
         self.start()
+
+    @contextmanager
+    def elsewhere(self, server: PostgresServer) -> Iterator[None]:
+        """Let the database lead to one of the same name in another server, and then back."""
+        home = self.database
+        with database_in(server, home.name) as away:
+            self._grant(away)
+            try:
+                self.lead_to(away)
+                self.go(MAIN)
+                self.offer()
+                yield
+            finally:
+                self.lead_to(home)
+        self.objects.look()
+
+    def lead_to(self, database: Database) -> None:
+        """Write host and port of a database into its manifest."""
+        self.database = database
+        self.put(_database_manifest(database))
 
     # Manifests
 
@@ -253,21 +275,23 @@ class Place:
         plain: dict[str, Any] = ast.literal_eval(text)
         return plain
 
-    def _login(self) -> None:
+    def _grant(self, database: Database) -> None:
         """Grant what administrators grant, and make the operator a login that is no superuser."""
         superuser = Postgres(
-            Server(self.database.server.host, self.database.server.port, self.database.name, TlsMode.DISABLE),
-            Identity(self.database.server.superuser, self.database.server.password),
+            Server(database.server.host, database.server.port, database.name, TlsMode.DISABLE),
+            Identity(database.server.superuser, database.server.password),
         )
-        superuser.administer(bootstrap.statements(self.database.name, vault=False))
+        superuser.administer(bootstrap.statements(database.name, vault=False))
         superuser.close()
-        login = f"login_{uuid.uuid4().hex[:12]}"
-        self.sql(f"CREATE ROLE {login} LOGIN PASSWORD 'secret' IN ROLE {names.OPERATOR_ROLE}")
+        servers.run(
+            database.dsn, f"CREATE ROLE {self.login} LOGIN PASSWORD 'secret' IN ROLE {names.OPERATOR_ROLE}"
+        )
+
+    def _secret(self) -> None:
         secret = self.data / "secrets" / MAIN.namespace / "admin"
         secret.mkdir(parents=True)
-        (secret / "username").write_text(login, encoding="utf-8")
+        (secret / "username").write_text(self.login, encoding="utf-8")
         (secret / "password").write_text("secret", encoding="utf-8")
-        self.login = login
 
 
 _FINGERPRINT = {
@@ -353,10 +377,13 @@ def place_in(server: PostgresServer) -> Iterator[Place]:
 
 
 @contextmanager
-def database_in(server: PostgresServer) -> Iterator[Database]:
+def database_in(server: PostgresServer, name: str | None = None) -> Iterator[Database]:
     """A fresh database with `vector`. Roles stay in the server, under names that nobody else draws."""
     made = make_database(server)
     try:
+        if name is not None:
+            servers.run(server.superuser_dsn, f"ALTER DATABASE {made.name} RENAME TO {name}")
+            made = Database(server, name)
         yield made
     finally:
         servers.drop_database(made)

@@ -7,6 +7,7 @@ import pytest
 from operator_index.place import Place, index_manifest, said_of
 from operator_index.worlds import CATALOG, NOW, resource, row, spec
 from polaris.status import Reason
+from polaris_cli.up.postgres import LocalPostgres
 from polaris_operator.collector import is_orphan
 from polaris_operator.objects import Key
 
@@ -174,6 +175,26 @@ def test_an_index_that_another_installation_owns_survives_the_deletion_of_its_na
 
 
 @pytest.mark.postgres
+def test_an_index_whose_database_led_to_another_server_for_a_while_keeps_its_data(
+    here: Place, postgres16: LocalPostgres
+) -> None:
+    key = here.ready(**DELETE)
+    here.fill(key, 40)
+    before, label = here.fingerprint(key), here.resource(key).status["catalog"]
+
+    with here.elsewhere(postgres16):
+        here.go_until(key, "Ready")
+        assert here.resource(key).status["catalog"] != label
+        assert here.one(f"SELECT count(*) FROM {here.schema(key)}.g1_chunks") == 0
+    here.go()
+    here.go_until(key, "Ready")
+
+    assert here.fingerprint(key) == before
+    assert here.resource(key).status["catalog"] == label
+    assert here.one(f"SELECT count(*) FROM {here.schema(key)}.g1_chunks") == 40
+
+
+@pytest.mark.postgres
 def test_an_object_that_was_never_made_true_goes_at_once(place: Place) -> None:
     key = place.put(index_manifest(**DELETE))
     place.go()
@@ -186,6 +207,10 @@ def test_an_object_that_was_never_made_true_goes_at_once(place: Place) -> None:
     assert place.objects.get(key) is None
 
 
+OTHER = spec(databaseRef={"name": "other"})
+ELSEWHERE: dict[str, Any] = {"status": {"catalog": "deadbeef/1"}}
+
+
 @pytest.mark.unit
 @pytest.mark.parametrize(
     ("state", "found", "known", "orphan"),
@@ -194,7 +219,10 @@ def test_an_object_that_was_never_made_true_goes_at_once(place: Place) -> None:
         ("active", None, False, False),
         ("active", resource(spec()), True, False),
         ("active", resource(spec(), status={"catalog": f"{CATALOG}/7"}), True, False),
-        ("active", resource(spec(), status={"catalog": "deadbeef/1"}), True, True),
+        ("active", resource(spec(), **ELSEWHERE), True, False),
+        ("active", resource(spec(), uid="uid-2", **ELSEWHERE), True, False),
+        ("active", resource(OTHER, **ELSEWHERE), True, False),
+        ("active", resource(OTHER, uid="uid-2", **ELSEWHERE), True, True),
         ("released", None, True, False),
         ("deleting", None, True, True),
         ("deleting", None, False, False),
@@ -206,7 +234,10 @@ def test_an_object_that_was_never_made_true_goes_at_once(place: Place) -> None:
         "not seen, in a listing that is not complete",
         "there",
         "there, and true here",
-        "a new one, true in another database",
+        "there, and true elsewhere while its database led elsewhere",
+        "a new one, true elsewhere while its database led elsewhere",
+        "there, and of another way into this database, which led elsewhere for a while",
+        "a new one, of another database and true there",
         "released already",
         "gone in the middle of its removal",
         "in the middle of its removal, and the listing is not complete",
@@ -217,4 +248,5 @@ def test_an_object_that_was_never_made_true_goes_at_once(place: Place) -> None:
 def test_only_what_nobody_wants_any_more_is_collected(
     *, state: Any, found: Any, known: bool, orphan: bool
 ) -> None:
-    assert is_orphan(row(spec(), state=state), CATALOG, found, known=known) == orphan
+    here = Key("PolarisDatabase", "team", "main")
+    assert is_orphan(row(spec(), state=state), CATALOG, found, here, known=known) == orphan
