@@ -53,6 +53,10 @@ _VAULT_SECONDS = 10.0
 _PATROLLED = 10
 # A login that nobody wants any more ends by itself some day: that it does not now is in nobody's way.
 _ENDS_OF_LOGINS = (Reason.LOGIN_SUPERSEDED, Reason.LOGIN_REMOVED)
+_HELD = (
+    "the object is held until the catalog knows that its data is kept; with deletionPolicy Delete, and not"
+    " suspended, it is let go after deletionDeadlineSeconds"
+)
 # What nothing waits for is tried again after so long.
 _ASIDE_SECONDS = 30.0
 
@@ -74,8 +78,11 @@ class Side(Protocol[S_contra, W]):
         """Return the status, from the world after the last step, and what is left of the plan."""
         ...
 
-    def deadline_seconds(self, resource: Resource) -> int:
-        """Return how long a deletion may hold the object while its database can't be reached."""
+    def deadline_seconds(self, resource: Resource) -> int | None:
+        """Return how long a deletion may hold the object while its database can't be reached.
+
+        None: for as long as that takes.
+        """
         ...
 
 
@@ -193,10 +200,9 @@ class Reconciler:
     def _index(self, resource: Resource, now: datetime) -> float | None:
         spec = parse_spec(PolarisIndexSpec, resource.spec)
         doors = self._databases.find(database_of(resource), resource.key.namespace)
+        if isinstance(doors, Blocked):
+            self._interrupt(resource, self._sides.index, doors, now)
         if doors is None or isinstance(doors, Blocked):
-            given_up = self._give_up(resource, self._sides.index.deadline_seconds(resource), now)
-            if doors is not None and not given_up:
-                self._write(resource, shared.interrupted(resource, doors, now))
             return self._resync_seconds  # And once its database was looked at.
         settled = self._settle(self._sides.index, resource, spec, doors)
         if settled.gone:
@@ -266,15 +272,17 @@ class Reconciler:
         for database in self._objects.list("PolarisDatabase"):
             self._wake(database.key)
 
-    def _give_up(self, resource: Resource, seconds: int, now: datetime) -> bool:
-        """Let a deleted object go whose database was out of reach for too long."""
-        if resource.deleted_at is None or FINALIZER not in resource.finalizers:
-            return False
-        if now < resource.deleted_at + timedelta(seconds=seconds):
-            return False
-        log.warning("deleted without its database", object=str(resource.key), seconds=seconds)
-        self._objects.set_finalizer(resource, present=False)
-        return True
+    def _interrupt(self, resource: Resource, side: Side[Any, Any], blocked: Blocked, now: datetime) -> None:
+        """Say why an object can't be looked at now; let a deleted one go that waited for too long."""
+        if resource.deleted_at is not None and FINALIZER in resource.finalizers:
+            seconds = side.deadline_seconds(resource)
+            if seconds is None:
+                blocked = replace(blocked, message=f"{blocked.message}; {_HELD}")
+            elif now >= resource.deleted_at + timedelta(seconds=seconds):
+                log.warning("deleted without its database", object=str(resource.key), seconds=seconds)
+                self._objects.set_finalizer(resource, present=False)
+                return
+        self._write(resource, shared.interrupted(resource, blocked, now))
 
     def _wake_indexes(self, database: Key) -> None:
         for index in self._objects.list("PolarisIndex"):
@@ -289,11 +297,9 @@ class Reconciler:
         side: Side[Any, Any] = self._sides.database if database else self._sides.index
         # The object may have changed under us: a finalizer, a status.
         present = self._objects.get(resource.key)
-        if present is None or self._give_up(present, side.deadline_seconds(present), now):
-            return
-        if _passing(error):
+        if present is None or _passing(error):
             return  # It is looked at again in a moment; what it says still holds.
-        self._write(present, shared.interrupted(present, shared.blocked_by(error), now))
+        self._interrupt(present, side, shared.blocked_by(error), now)
 
     def _write(self, resource: Resource, status: dict[str, Any]) -> Resource:
         if status == resource.status:

@@ -6,12 +6,13 @@ What runs is what `polaris operator --files` runs, one pass at a time.
 from __future__ import annotations
 
 import ast
+import json
 import re
 import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,20 @@ class Place:
     def remove(self, key: Key) -> None:
         """Remove a manifest from the folder."""
         self._file(key).unlink()
+
+    def age_deletion(self, key: Key) -> None:
+        """Begin again, a day after the object was deleted."""
+        self._edit(key, deleted_at=(datetime.now(UTC) - timedelta(days=1)).isoformat())
+
+    def edit_deleted(self, key: Key, **changes: Any) -> None:
+        """Begin again with another spec of an object that is being deleted, as in a cluster one may."""
+        self._edit(key, spec={**self.resource(key).spec, **changes})
+
+    def _edit(self, key: Key, **changes: Any) -> None:
+        self.stop()
+        file = self.data / "objects" / key.kind / key.namespace / f"{key.name}.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+        self.start()
 
     def _file(self, key: Key) -> Path:
         return self.manifests / f"{key.kind}-{key.namespace}-{key.name}.yaml".lower()

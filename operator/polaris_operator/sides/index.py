@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from polaris import names
-from polaris.spec import PolarisIndexSpec
+from polaris.spec import DeletionPolicy, PolarisIndexSpec
 from polaris.status import IndexStatus
 from polaris_operator.conditions.index import index_status
 from polaris_operator.doors import Doors
@@ -68,8 +68,14 @@ class Index:
             plan = plan_index(resource, spec, world.index, now)
         return index_status(resource, spec, world, plan, now)
 
-    def deadline_seconds(self, resource: Resource) -> int:
-        """Return how long a deletion may hold the object."""
+    def deadline_seconds(self, resource: Resource) -> int | None:
+        """Return how long a deletion may hold the object while its database can't be reached.
+
+        None, for as long as that takes, where its data stays: the catalog may still say Delete, and goes
+        by it when the object is gone.
+        """
+        if resource.spec.get("deletionPolicy") != DeletionPolicy.DELETE.value or resource.spec.get("suspend"):
+            return None
         seconds = resource.spec.get("deletionDeadlineSeconds", _DEADLINE_SECONDS)
         return seconds if isinstance(seconds, int) else _DEADLINE_SECONDS
 
