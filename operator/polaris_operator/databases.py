@@ -109,6 +109,8 @@ class Databases:
         tls = spec.tls
         ca = None if tls.ca_secret_ref is None else self._value(namespace, tls.ca_secret_ref)
         server = Server(spec.host, spec.port, spec.database, tls.mode, ca)
+        if entry.postgres is not None and not entry.postgres.leads_to(server):
+            _leave(entry)
         identity = self._identity(entry, namespace, spec)
         if entry.postgres is None:
             entry.postgres = Postgres(server, identity)
@@ -132,13 +134,7 @@ class Databases:
             entry = self._entries.pop(database, None)
         if entry is None:
             return
-        if entry.listener is not None:
-            entry.listener.stop()
-        if entry.postgres is not None:
-            entry.postgres.resign()
-            if not entry.postgres.builds():
-                _revoke_own(entry)
-            entry.postgres.close()
+        _leave(entry)
         if entry.vault is not None:
             entry.vault.close()
 
@@ -234,6 +230,22 @@ def _not_ready(database: Key, blocked: Blocked | None) -> Blocked:
         # It is what holds for the index too, and not only for the object that it refers to.
         return Blocked(Reason.DATABASE_UNAVAILABLE, message, stalled=False)
     return Blocked(Reason.DATABASE_NOT_READY, message, stalled=False)
+
+
+def _leave(entry: _Entry) -> None:
+    """End what leads to a database. Passes that are under way hold its doors, and go nowhere else.
+
+    The next one is looked at before any index uses it.
+    """
+    if entry.listener is not None:
+        entry.listener.stop()
+    if entry.postgres is not None:
+        entry.postgres.resign()
+        if not entry.postgres.builds():
+            _revoke_own(entry)
+        entry.postgres.close()
+    entry.listener = entry.postgres = entry.doors = None
+    entry.looked_at = False
 
 
 def _revoke_own(entry: _Entry) -> None:

@@ -79,7 +79,7 @@ RETURNING epoch
 """
 _END_OLDER = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-WHERE CASE WHEN application_name ~ %(ours)s
+WHERE pid <> pg_backend_pid() AND CASE WHEN application_name ~ %(ours)s
   THEN split_part(application_name, '/', 4)::bigint < %(epoch)s ELSE false END
 """
 # Who holds a lock that a plain CREATE INDEX waits for, the oldest first.
@@ -115,10 +115,11 @@ class Identity:
 
 @dataclass(frozen=True)
 class Fence:
-    """Who writes: an installation, and the epoch of this process."""
+    """Who writes: an installation, and by which process; epochs alone are alike in two databases."""
 
     installation: uuid.UUID
     epoch: int
+    holder: str
 
 
 def run(connection: Connection, statement: Sql) -> CursorResult[Any]:
@@ -148,8 +149,19 @@ class Postgres:
 
     # Which login
 
+    def leads_to(self, server: Server) -> bool:
+        """Whether this is a way to the same database, by whatever protection."""
+        mine = self.server
+        return (mine.host, mine.port, mine.database) == (server.host, server.port, server.database)
+
     def log_in(self, server: Server, identity: Identity) -> None:
-        """Use another login (or server) from now on; what is under way ends with the old one."""
+        """Use another login (or another protection) from now on; what is under way ends with the old one.
+
+        What was taken over is one database. Where another one is led to, nothing is known of it.
+        """
+        if not self.leads_to(server):
+            self.fence = None
+            self.failures = {}
         self.server, self.identity = server, identity
         self._renew()
 
@@ -251,9 +263,10 @@ class Postgres:
             epoch: int = connection.exec_driver_sql(
                 _TAKE_OVER, {"id": str(installation), "name": name, "holder": holder}
             ).scalar_one()
-            ours = f"^{_application(Fence(installation, epoch), '(work|alone)', '[0-9]+')}$"
+            fence = Fence(installation, epoch, holder)
+            ours = f"^{_application(fence, '(work|alone)', '[0-9]+')}$"
             connection.exec_driver_sql(_END_OLDER, {"ours": ours, "epoch": epoch})
-        self.fence = Fence(installation, epoch)
+        self.fence = fence
         self._renew()  # The name of the sessions tells their epoch.
         log.info("took over", installation=str(installation), epoch=epoch)
 
@@ -380,10 +393,10 @@ class Postgres:
             "SELECT epoch, holder FROM polaris.fences WHERE installation_id = %s FOR SHARE",
             (str(fence.installation),),
         ).one_or_none()
-        if row is None:
+        if row is None or row.epoch < fence.epoch:
             self.fence = None
-            raise Conflict("the catalog was made anew: it is taken over again")
-        if row.epoch != fence.epoch:
+            raise Conflict("the catalog was made anew, or restored from a backup: it is taken over again")
+        if (row.epoch, row.holder) != (fence.epoch, fence.holder):
             raise NotOwner(f"another operator has taken over: {row.holder}, epoch {row.epoch}")
 
     def _renew(self) -> None:

@@ -206,6 +206,38 @@ def test_a_catalog_that_was_made_anew_is_to_be_taken_over_again(door: Postgres, 
     assert door.fence is None
 
 
+def test_a_catalog_that_was_restored_from_a_backup_is_to_be_taken_over_again(
+    door: Postgres, database: Database
+) -> None:
+    door.take_over(ME, "here", "process-2")
+    run_as_superuser(database.dsn, "UPDATE polaris.fences SET epoch = 1, holder = 'process-1'")
+    with pytest.raises(Conflict, match="restored") as raised, door.write():
+        pass
+    assert not isinstance(raised.value, NotOwner)
+    assert door.fence is None
+    door.take_over(ME, "here", "process-2")
+    with door.write():
+        pass
+
+
+def test_an_epoch_that_another_process_holds_is_not_ours(door: Postgres, database: Database) -> None:
+    run_as_superuser(database.dsn, "UPDATE polaris.fences SET holder = 'process-2'")
+    with pytest.raises(NotOwner, match="process-2"), door.write():
+        pass
+
+
+def test_what_was_taken_over_in_one_database_says_nothing_about_another(
+    door: Postgres, postgres: LocalPostgres, fresh_database: Fresh
+) -> None:
+    door.log_in(replace(door.server, ca="of another authority"), door.identity)
+    with door.write():
+        pass
+    door.log_in(server_of(fresh_database(postgres)), door.identity)
+    assert door.fence is None
+    with pytest.raises(Conflict, match="not taken over"), door.write():
+        pass
+
+
 def test_a_guard_that_is_no_longer_true_stops_the_whole_transaction(door: Postgres) -> None:
     with pytest.raises(Conflict, match="1 = 2"), door.write([Sql("1 = 1"), Sql("1 = 2")]) as connection:
         run(connection, Sql("CREATE TABLE polaris.made (a integer)"))

@@ -9,6 +9,7 @@ from operator_index.place import MAIN, Place, index_manifest, said_of
 from parts import servers
 from polaris.names import ADOPT_ANNOTATION
 from polaris.status import Reason
+from polaris_cli.up.postgres import LocalPostgres
 from polaris_operator.objects import Key
 
 pytestmark = pytest.mark.postgres
@@ -382,6 +383,48 @@ def test_what_needs_a_new_generation_is_shown_while_the_old_one_serves(here: Pla
 
 
 # --- whose is it
+
+
+def test_a_database_that_leads_to_another_server_is_taken_over_there_and_again_at_home(
+    here: Place, postgres16: LocalPostgres
+) -> None:
+    key = here.ready()
+    for _ in range(2):
+        here.restart()  # Each process raises the epoch here.
+        here.go()
+
+    with here.elsewhere(postgres16):
+        assert here.errors == []
+        assert here.one("SELECT epoch FROM polaris.fences") == 1
+        here.until(MAIN, lambda _: listens(here))
+        here.go_until(key, "Ready")
+    here.go()
+
+    assert here.errors == []
+    assert said_of(dict(here.resource(MAIN).status), "Ready")["status"] == "True"
+    assert said_of(here.go(key), "Ready")["status"] == "True"
+    here.until(MAIN, lambda _: listens(here))
+
+
+def listens(place: Place) -> bool:
+    return bool(
+        place.sql(
+            "SELECT 1 FROM pg_stat_activity WHERE application_name LIKE 'polaris-operator/%/listen/%'"
+            " AND datname = current_database()"
+        )
+    )
+
+
+def test_a_server_that_was_restored_from_a_backup_is_taken_over_again(here: Place) -> None:
+    here.restart()
+    here.go()
+    here.sql("UPDATE polaris.fences SET epoch = 1, holder = 'the process of the backup'")
+
+    status = here.go(MAIN)
+
+    assert here.errors == []
+    assert said_of(status, "Ready")["status"] == "True"
+    assert said_of(status, "Stalled") == {}
 
 
 def test_two_installations_that_claim_one_name(here: Place) -> None:

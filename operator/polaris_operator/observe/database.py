@@ -116,7 +116,7 @@ def gather_database(
         vector_version=server.vector,
         vector_available=server.available,
         missing=missing,
-        epoch=None if fence is None else fence.epoch,
+        fence=None if fence is None else FenceSeen(fence.epoch, fence.holder),
         own=doors.own,
         vault=doors.vault is not None,
     )

@@ -113,8 +113,8 @@ class DatabaseWorld:
     catalog: CatalogSeen | None = None
     credentials: CredentialsWorld | None = None
     """None while there is no catalog that we can use."""
-    epoch: int | None = None
-    """The epoch with which this process took over; None: it has not."""
+    fence: FenceSeen | None = None
+    """With which this process took over; None: it has not."""
     own: OwnLogin | None = None
     """None where a Secret holds the operator's login."""
     vault: bool = False

@@ -92,7 +92,8 @@ def _world(resource: Resource, spec: PolarisDatabaseSpec, doors: Doors, now: dat
     side = Database(collect)
     world = side.gather(resource, spec, doors, now)
     if world.catalog and world.catalog.fence:
-        doors.postgres.fence = Fence(world.process.installation, world.catalog.fence.epoch)
+        seen = world.catalog.fence
+        doors.postgres.fence = Fence(world.process.installation, seen.epoch, seen.holder)
         try:
             world = side.gather(resource, spec, doors, now)
         finally:
