@@ -22,6 +22,8 @@ _DATETIME = re.compile(
     r"T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?(Z|[+-](0[0-9]|1[0-4]):[0-5][0-9])$"
 )
 INTEGER_MIN, INTEGER_MAX = -(2**63), 2**63 - 1
+# Of double precision, as decimals that its parser takes: what is between zero and the first is lost.
+NUMBER_SMALLEST, NUMBER_LARGEST = "4.9406564584124655e-324", "1.7976931348623157e308"
 KEYWORD_BYTES = 1024
 
 _TEMPLATES = {
@@ -35,8 +37,11 @@ _TEMPLATES = {
         " AND ({value})::numeric BETWEEN -9223372036854775808 AND 9223372036854775807"
         " AND ({value})::numeric = trunc(({value})::numeric) THEN ({value})::bigint END)"
     ),
+    # JSON's numbers have no end, and a cast of one beyond double precision, or too near to zero, fails.
     AttributeType.NUMBER: (
-        "(CASE WHEN jsonb_typeof({value}) = 'number' THEN ({value})::double precision END)"
+        "(CASE WHEN jsonb_typeof({value}) = 'number' AND (({value})::numeric = 0"
+        f" OR abs(({{value}})::numeric) BETWEEN {NUMBER_SMALLEST} AND {NUMBER_LARGEST})"
+        " THEN ({value})::double precision END)"
     ),
     AttributeType.BOOLEAN: ("(CASE WHEN jsonb_typeof({value}) = 'boolean' THEN ({value})::boolean END)"),
     AttributeType.DATETIME: "polaris.as_datetime({value})",
@@ -76,8 +81,8 @@ def problem(kind: AttributeType, value: Any) -> str | None:
             right = _is_integer(value) and INTEGER_MIN <= value <= INTEGER_MAX
             expected = "a whole number of at most 64 bits"
         case AttributeType.NUMBER:
-            right = _is_integer(value) or (isinstance(value, float) and math.isfinite(value))
-            expected = "a number"
+            right = _is_double(value)
+            expected = f"a number, and none beyond {NUMBER_LARGEST} (64 bits of floating point)"
         case AttributeType.BOOLEAN:
             right, expected = isinstance(value, bool), "true or false"
         case AttributeType.DATETIME:
@@ -88,3 +93,12 @@ def problem(kind: AttributeType, value: Any) -> str | None:
 
 def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_double(value: Any) -> bool:
+    if not (_is_integer(value) or isinstance(value, float)):
+        return False
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:
+        return False

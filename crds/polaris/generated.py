@@ -17,8 +17,12 @@ _SETTINGS = """# Settings
 
 Each setting comes from a flag of its program, else from the variable, else from the YAML file that
 `POLARIS_SETTINGS_FILE` names (there without the prefix, in lower case). Times are in seconds, sizes
-in bytes. Nothing else is read from the environment, but for `KUBECONFIG` and OpenTelemetry's own
-variables (`OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_TRACES_SAMPLER_ARG`). This page is made from the code.
+in bytes. A key of the file that no program has is refused. This page is made from the code.
+
+Nothing else is read from the environment, but for `POLARIS_CACHE` (the folder of downloaded models and
+programs; `polaris` in the user's cache folder otherwise), `KUBECONFIG`, and OpenTelemetry's own variables
+(`OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_TRACES_SAMPLER_ARG`). The tests read `KUBEBUILDER_ASSETS` too, as
+envtest does: what they need of `kube-apiserver`, `etcd` and `kubectl` is built unless that folder has it.
 
 {table}"""
 

@@ -262,6 +262,11 @@ def chunks_view(schema: str, generation: int) -> Sql:
     )
 
 
+BEHIND = Sql("(d.sequence > greatest(a.sequence, a.failed_sequence, 0))")
+"""Whether document `d` waits to be applied: what its row `a` of the generation, where there is one, has
+neither applied nor given up. Looked for only above the generation's `low_water`."""
+
+
 def start_clock(schema: str) -> Sql:
     """Return the statement that puts the one row into the clock."""
     return compose(
@@ -271,6 +276,7 @@ def start_clock(schema: str) -> Sql:
 
 
 __all__ = [
+    "BEHIND",
     "CLOCK",
     "DISTANCE_OPERATOR",
     "DOCUMENTS_BY_SEQUENCE",

@@ -6,6 +6,7 @@ these models (`polaris.generated`).
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -63,6 +64,12 @@ def _read_file(environment: Mapping[str, str]) -> dict[str, Any]:
         raise InvalidInput(f"{PREFIX}SETTINGS_FILE: {error}") from None
     if not isinstance(content, dict):
         raise InvalidInput(f"{PREFIX}SETTINGS_FILE: {path} is not a mapping of settings")
+    # One file may be all programs', so a key of another one's is passed over, but none of nobody's.
+    known = {name for model in PROGRAMS.values() for name in model.model_fields}
+    if unknown := [str(key) for key in content if key not in known]:
+        near = difflib.get_close_matches(unknown[0], known, 1)
+        hint = f"; is it {near[0]}?" if near else ""
+        raise InvalidInput(f"{PREFIX}SETTINGS_FILE: {path}: there is no setting {unknown[0]}{hint}")
     return content
 
 
@@ -76,7 +83,7 @@ class OperatorSettings(Settings):
     watch_namespaces: str = ""
     """Namespaces whose objects are reconciled, comma-separated; empty: all."""
     operator_namespace: str = ""
-    """Where the operator's Lease and Events about itself live; empty: the pod's own."""
+    """Where the operator's Lease will live; nothing depends on it yet. Empty: the pod's own."""
     metrics_host: str = "0.0.0.0"  # noqa: S104  kubelet and Prometheus ask from outside
     """Address of /metrics, /livez and /readyz."""
     metrics_port: Port = 9090

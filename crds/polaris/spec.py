@@ -490,7 +490,7 @@ class PolarisIndexSpec(Part):
     deletion_deadline_seconds: Annotated[int, Field(ge=1, le=86400)] = 600
     """With Delete: how long the object waits for its data to be gone."""
     suspend: bool = False
-    """true: no statement that changes the database; credentials are rotated all the same."""
+    """true: the database is not changed, only logins are rotated; when the object is deleted, data stays."""
     access: Annotated[
         list[Access],
         Field(

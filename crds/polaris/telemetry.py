@@ -7,30 +7,44 @@ Neither ever holds a document's text, a question, a password or a token.
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import json
 import logging
 import os
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
+from contextlib import AbstractContextManager
 from typing import Any
 
+import orjson
 import structlog
 from opentelemetry import trace
+from opentelemetry.propagate import extract
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+from opentelemetry.trace import SpanKind
 
 import polaris
 
+_tracer = trace.get_tracer("polaris", polaris.__version__)
+_NO_SPAN = contextlib.nullcontext(trace.INVALID_SPAN)
 _REDACTED = ("password", "token", "secret", "authorization", "api_key")
 
 
 def _redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Replace what is named like a secret: the net beneath the rule that nobody logs one."""
     for key in event:
-        if any(word in key.lower() for word in _REDACTED):
+        if _is_secret(key):
             event[key] = "[redacted]"
     return event
+
+
+@functools.lru_cache(maxsize=1024)  # The same few names again and again.
+def _is_secret(key: str) -> bool:
+    return any(word in key.lower() for word in _REDACTED)
 
 
 def _trace_context(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -51,27 +65,67 @@ _SHARED: list[structlog.typing.Processor] = [
 ]
 
 
-def configure_logging(level: str = "info", *, plain: bool = False) -> None:
+def _json(event: Any, default: Callable[[Any], Any]) -> str:
+    try:
+        return orjson.dumps(event, default).decode()
+    except TypeError:  # a lone surrogate, a number of more than 64 bits, a key that is no text
+        return json.dumps(event, default=default)
+
+
+class _Straight:
+    """A logger that writes finished lines where the handler writes, in turn with it.
+
+    As with the library's handlers, a line that cannot be written is lost and fails nobody.
+    """
+
+    def __init__(self, handler: logging.StreamHandler[Any], name: str = "") -> None:
+        self._handler = handler
+        self.name = name
+
+    def msg(self, line: str) -> None:
+        self._handler.acquire()
+        try:
+            with contextlib.suppress(OSError, ValueError):
+                self._handler.stream.write(f"{line}\n")
+                self._handler.flush()
+        finally:
+            self._handler.release()
+
+    debug = info = warning = error = critical = msg
+
+
+def configure_logging(level: str = "info", *, plain: bool = False, straight: bool = False) -> None:
     """Send every log of this process, those of libraries too, to stderr.
 
-    `plain` is for a person at a terminal; otherwise one JSON object a line.
+    `plain` is for a person at a terminal; otherwise one JSON object a line. `straight` is for programs that
+    write a line for each request: ours do not become records of the library (half of what a line costs),
+    so handlers that somebody adds to its loggers do not see them.
     """
     renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer() if plain else structlog.processors.JSONRenderer()
-    )
-    structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            *_SHARED,
-            structlog.stdlib.PositionalArgumentsFormatter(),
-            structlog.processors.StackInfoRenderer(),
-            structlog.processors.format_exc_info,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        cache_logger_on_first_use=True,
+        structlog.dev.ConsoleRenderer() if plain else structlog.processors.JSONRenderer(_json)
     )
     handler = logging.StreamHandler(sys.stderr)
+    if straight:
+        structlog.configure(
+            processors=[*_SHARED, structlog.processors.format_exc_info, renderer],
+            wrapper_class=structlog.make_filtering_bound_logger(level),
+            logger_factory=functools.partial(_Straight, handler),
+            cache_logger_on_first_use=True,
+        )
+    else:
+        structlog.configure(
+            processors=[
+                structlog.stdlib.filter_by_level,
+                *_SHARED,
+                structlog.stdlib.PositionalArgumentsFormatter(),
+                structlog.processors.StackInfoRenderer(),
+                structlog.processors.format_exc_info,
+                structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+            ],
+            wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET),
+            logger_factory=structlog.stdlib.LoggerFactory(),
+            cache_logger_on_first_use=True,
+        )
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=_SHARED,
@@ -106,9 +160,22 @@ def configure_tracing(service: str) -> None:
     trace.set_tracer_provider(provider)
 
 
-def tracer(name: str) -> trace.Tracer:
-    """Return the tracer of a module."""
-    return trace.get_tracer(name, polaris.__version__)
+def tracing() -> bool:
+    """Return whether spans go anywhere."""
+    return isinstance(trace.get_tracer_provider(), TracerProvider)
+
+
+def span(
+    name: str, kind: SpanKind = SpanKind.INTERNAL, carried: Mapping[str, str] | None = None
+) -> AbstractContextManager[trace.Span]:
+    """Return a context in which a span of this name is the current one.
+
+    `carried` are the headers of a request that hold a trace; the span belongs to it. Where spans go nowhere
+    and no trace is carried, none is made: nobody could see it.
+    """
+    if not (carried or tracing()):
+        return _NO_SPAN
+    return _tracer.start_as_current_span(name, extract(carried) if carried else None, kind)
 
 
 def logger(name: str) -> structlog.stdlib.BoundLogger:

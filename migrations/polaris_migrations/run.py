@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 from alembic import command
@@ -12,11 +13,22 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 
 import polaris
-from polaris.errors import Unsupported
+from polaris.catalog import CONSUMER_TIMEOUT_SECONDS
+from polaris.errors import Conflict, Unsupported
 from polaris.names import CATALOG_SCHEMA, advisory_key
 
 _HERE = Path(__file__).parent
 _LOCK = advisory_key("polaris", "migrate")
+# An operator says that it lives at each look at its PolarisDatabase, once a minute unless told otherwise.
+_OPERATOR_TIMEOUT_SECONDS = 180
+_RUNNING = text("""
+SELECT 'the operator of ' || name AS who FROM polaris.installations
+WHERE heartbeat_at > now() - make_interval(secs => :operator)
+UNION ALL
+SELECT format('%s %s (POLARIS %s, level %s)', kind, id, version, catalog_level) FROM polaris.consumers
+WHERE reported_at > now() - make_interval(secs => :consumer) AND catalog_level > :level
+ORDER BY who
+""")
 
 
 def _config(connection: Connection | None = None, output: io.StringIO | None = None) -> Config:
@@ -52,9 +64,22 @@ def upgrade(connection: Connection, revision: str = "head") -> None:
 
 
 def downgrade(connection: Connection, revision: str) -> None:
-    """Take the catalog back to `revision` ("base": nothing), in the connection's transaction."""
+    """Take the catalog back to `revision` ("base": nothing), in the connection's transaction.
+
+    Raises Conflict while an operator lives, which would bring it up again, or a service or worker that
+    needs a newer level than that revision's: each revision is numbered as the level that it brings.
+    """
     _lock(connection)
+    if running := _running(connection, 0 if revision == "base" else int(revision)):
+        raise Conflict(f"the catalog is in use by {', '.join(running)}: stop what runs first")
     command.downgrade(_config(connection), revision)
+
+
+def _running(connection: Connection, level: int) -> Sequence[str]:
+    if current_revision(connection) is None:
+        return ()
+    limits = {"operator": _OPERATOR_TIMEOUT_SECONDS, "consumer": CONSUMER_TIMEOUT_SECONDS, "level": level}
+    return connection.execute(_RUNNING, limits).scalars().all()
 
 
 def offline_sql(revision: str = "head") -> str:

@@ -12,7 +12,7 @@ from polaris.errors import PolarisError
 from polaris.telemetry import logger
 from polaris_operator.apply import apply
 from polaris_operator.doors import Doors
-from polaris_operator.objects import Key, Objects, Resource
+from polaris_operator.objects import Key, Resource, database_of
 from polaris_operator.observe.credentials import gather_credentials
 from polaris_operator.observe.index import gather_own, gather_row
 from polaris_operator.plan.credentials import plan_credentials
@@ -34,7 +34,7 @@ def collect(_: Resource, doors: Doors, now: datetime) -> float | None:
         catalog, rows = gather_own(connection, doors.process.installation)
     resisting = False
     for row in rows:
-        if _is_orphan(row, catalog, doors.objects):
+        if _is_orphan(row, catalog, doors):
             try:
                 _collect(row, doors, now)
             except PolarisError as error:
@@ -43,30 +43,37 @@ def collect(_: Resource, doors: Doors, now: datetime) -> float | None:
     return _RETRY_SECONDS if resisting else None
 
 
-def is_orphan(row: IndexRow, catalog: str, found: Resource | None, *, known: bool) -> bool:
+def is_orphan(row: IndexRow, catalog: str, found: Resource | None, database: Key, *, known: bool) -> bool:
     """Whether the object that this row of a catalog was made for is gone.
 
-    `found` is the object of its name, and `known` whether there not being one means anything.
+    `found` is the object of its name, and `known` whether there not being one means anything; `database`
+    is the PolarisDatabase that led to this catalog.
     """
     if row.state == "released" or not known:
         return False
-    if found is None or _lives_elsewhere(found, catalog):
+    if found is None or _lives_elsewhere(row, catalog, found, database):
         return True
     # A new object of the name (of the same uid even, in a folder) takes up what the old one left, but
     # not what is being removed.
     return row.state == "deleting" and found.deleted_at is None
 
 
-def _lives_elsewhere(found: Resource, catalog: str) -> bool:
-    """Whether a new object of the name has been made true in another database."""
+def _lives_elsewhere(row: IndexRow, catalog: str, found: Resource, database: Key) -> bool:
+    """Whether a new object of the name has been made true in another database.
+
+    That the status names another catalog is not enough: a PolarisDatabase may have led elsewhere for a
+    while (its host was changed, and changed back), and what is here is the object's all the same.
+    """
+    if found.uid == row.uid or database_of(found) == database:
+        return False
     label = found.status.get("catalog")
     return label is not None and not str(label).startswith(f"{catalog}/")
 
 
-def _is_orphan(row: IndexRow, catalog: str, objects: Objects) -> bool:
-    known = objects.watches(row.namespace) and objects.complete()
-    found = objects.get(Key("PolarisIndex", row.namespace, row.name))
-    return is_orphan(row, catalog, found, known=known)
+def _is_orphan(row: IndexRow, catalog: str, doors: Doors) -> bool:
+    known = doors.objects.watches(row.namespace) and doors.objects.complete()
+    found = doors.objects.get(Key("PolarisIndex", row.namespace, row.name))
+    return is_orphan(row, catalog, found, doors.database, known=known)
 
 
 def _collect(row: IndexRow, doors: Doors, now: datetime) -> None:

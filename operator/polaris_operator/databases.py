@@ -41,6 +41,8 @@ class _Entry:
     listener: Listener | None = None
     blocked: Blocked | None = None
     """Why indexes can't use it; None: they can."""
+    looked_at: bool = False
+    """Whether this process knows at all if they can."""
     allowed: frozenset[str] | None = None
     """Namespaces whose indexes may use it; None: nobody knows yet, so nobody is told off."""
 
@@ -55,40 +57,46 @@ class Databases:
         self._lock = threading.Lock()
         self._entries: dict[Key, _Entry] = {}
 
-    def find(self, database: Key, namespace: str) -> Doors | Blocked:
-        """Return the doors of a database, for an object of this namespace, or why it has to wait."""
+    def find(self, database: Key, namespace: str) -> Doors | Blocked | None:
+        """Return the doors of a database, for an object of this namespace, or why it has to wait.
+
+        None while this process has not looked at the database: what others said of it still stands.
+        """
         with self._lock:
             entry = self._entries.get(database)
-        if entry is None:
+        if entry is None or not entry.looked_at:
             if self._objects.complete() and self._objects.get(database) is None:
                 return Blocked(Reason.DATABASE_NOT_FOUND, f"there is no {database}", stalled=True)
-            return _not_ready(database, "it was not looked at yet")
+            return None
         if entry.allowed is not None and entry.allowed.isdisjoint({namespace, "*"}):
             message = f"{database} does not allow namespace {namespace} (spec.allowedNamespaces)"
             return Blocked(Reason.NAMESPACE_NOT_ALLOWED, message, stalled=True)
         if entry.blocked is not None or entry.doors is None:
-            return _not_ready(database, entry.blocked.message if entry.blocked else "it was not opened yet")
+            return _not_ready(database, entry.blocked)
         return entry.doors
 
     def settle(self, database: Key, allowed: frozenset[str], blocked: Blocked | None) -> bool:
-        """Say whether indexes can use a database; return whether they can now and could not before."""
+        """Say whether indexes can use a database; return whether that is news to them."""
         with self._lock:
-            entry = self._entries.setdefault(database, _Entry(blocked=_not_ready(database, "new")))
-        could_not = entry.blocked is not None
-        entry.allowed, entry.blocked = allowed, blocked
-        return could_not and blocked is None
+            entry = self._entries.setdefault(database, _Entry())
+        entry.allowed = allowed
+        return _told(entry, blocked)
 
     def listen(self, database: Key) -> None:
         """Hear from now on what service and workers tell in this database."""
         with self._lock:
             entry = self._entries.get(database)
         if entry is not None and entry.listener is None and entry.postgres is not None:
-            entry.listener = Listener(entry.postgres, self._process.installation, self._wake)
+            entry.listener = Listener(entry.postgres, database, self._process.installation, self._wake)
 
-    def block(self, database: Key, blocked: Blocked) -> None:
-        """Say why indexes can't use a database now; who may use it stays as it was."""
+    def block(self, database: Key, blocked: Blocked) -> bool:
+        """Say why indexes can't use a database now, and return whether that is news to them.
+
+        Who may use it stays as it was.
+        """
         with self._lock:
-            self._entries.setdefault(database, _Entry()).blocked = blocked
+            entry = self._entries.setdefault(database, _Entry())
+        return _told(entry, blocked)
 
     def open(self, resource: Resource, spec: PolarisDatabaseSpec) -> Doors:
         """Return the doors of a database, logged in with what its spec says now.
@@ -96,13 +104,13 @@ class Databases:
         Raises NotFound for a Secret or key that is not there, and what Vault and PostgreSQL raise.
         """
         with self._lock:
-            entry = self._entries.setdefault(
-                resource.key, _Entry(blocked=_not_ready(resource.key, "it was not looked at yet"))
-            )
+            entry = self._entries.setdefault(resource.key, _Entry())
         namespace = resource.key.namespace
         tls = spec.tls
         ca = None if tls.ca_secret_ref is None else self._value(namespace, tls.ca_secret_ref)
         server = Server(spec.host, spec.port, spec.database, tls.mode, ca)
+        if entry.postgres is not None and not entry.postgres.leads_to(server):
+            _leave(entry)
         identity = self._identity(entry, namespace, spec)
         if entry.postgres is None:
             entry.postgres = Postgres(server, identity)
@@ -126,13 +134,7 @@ class Databases:
             entry = self._entries.pop(database, None)
         if entry is None:
             return
-        if entry.listener is not None:
-            entry.listener.stop()
-        if entry.postgres is not None:
-            entry.postgres.resign()
-            if not entry.postgres.builds():
-                _revoke_own(entry)
-            entry.postgres.close()
+        _leave(entry)
         if entry.vault is not None:
             entry.vault.close()
 
@@ -215,8 +217,35 @@ class Databases:
         return secret.data[reference.key]
 
 
-def _not_ready(database: Key, why: str) -> Blocked:
-    return Blocked(Reason.DATABASE_NOT_READY, f"{database} is not ready: {why}", stalled=False)
+def _told(entry: _Entry, blocked: Blocked | None) -> bool:
+    before = (entry.looked_at, entry.blocked and entry.blocked.reason)
+    entry.looked_at, entry.blocked = True, blocked
+    return before != (True, blocked and blocked.reason)
+
+
+def _not_ready(database: Key, blocked: Blocked | None) -> Blocked:
+    why = blocked.message if blocked else "it was not opened yet"
+    message = f"{database} is not ready: {why}"
+    if blocked is not None and blocked.reason == Reason.DATABASE_UNAVAILABLE:
+        # It is what holds for the index too, and not only for the object that it refers to.
+        return Blocked(Reason.DATABASE_UNAVAILABLE, message, stalled=False)
+    return Blocked(Reason.DATABASE_NOT_READY, message, stalled=False)
+
+
+def _leave(entry: _Entry) -> None:
+    """End what leads to a database. Passes that are under way hold its doors, and go nowhere else.
+
+    The next one is looked at before any index uses it.
+    """
+    if entry.listener is not None:
+        entry.listener.stop()
+    if entry.postgres is not None:
+        entry.postgres.resign()
+        if not entry.postgres.builds():
+            _revoke_own(entry)
+        entry.postgres.close()
+    entry.listener = entry.postgres = entry.doors = None
+    entry.looked_at = False
 
 
 def _revoke_own(entry: _Entry) -> None:

@@ -24,8 +24,10 @@ import re
 import shutil
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,8 +45,11 @@ from polaris_operator.objects import Key, Resource, Secret, Token
 
 log = logger(__name__)
 
-_NAME = re.compile(r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 _CURRENT = "..data"
+ABSENT_SECONDS = 2.0
+"""How long a manifest has to be away for its object to be deleted: an editor that saves removes the
+file, or empties it, for a moment."""
 
 
 @dataclass
@@ -64,9 +69,16 @@ class _Kept:
 class FolderObjects:
     """Objects from a folder of manifests; implements `Objects`."""
 
-    def __init__(self, directory: Path, data: Path) -> None:
+    def __init__(self, directory: Path, data: Path, *, absent_seconds: float = 0.0) -> None:
+        """Work with a folder of manifests, or a single file, and a data folder.
+
+        A manifest that is missed at one look and, so many seconds later, at another one is a deleted
+        object; by default one look is enough.
+        """
         self._directory = directory
         self._data = data
+        self._absent_seconds = absent_seconds
+        self._missed: dict[Key, float] = {}
         self._lock = threading.RLock()
         self._seen: dict[Path, tuple[tuple[int, int], Sequence[Manifest]]] = {}
         self._problems: dict[str, str] = {}
@@ -146,7 +158,9 @@ class FolderObjects:
         version, owner = folder / _CURRENT, folder / "..owner"
         if not owner.exists():
             # What a person wrote with an editor or `echo` ends with a newline that nobody means.
-            return Secret({key: value.removesuffix("\n") for key, value in _texts(folder).items()})
+            written = {key: value.removesuffix("\n") for key, value in _texts(folder).items()}
+            # A folder without a key is what a crash left before it was anybody's.
+            return Secret(written) if written else None
         data = _texts(version.resolve()) if version.is_symlink() else {}
         return Secret(data, owner.read_text(), str(version.readlink()) if version.is_symlink() else "")
 
@@ -170,7 +184,7 @@ class FolderObjects:
         with self._lock:
             found = self.secret(namespace, name)
             if found is not None and found.owner_uid == owner.uid:
-                shutil.rmtree(self._secret_folder(namespace, name))
+                _remove(self._secret_folder(namespace, name))
 
     def _tidy(self, folder: Path, version: Path, data: Mapping[str, str]) -> None:
         """Make a name for each key, as the kubelet does, and remove what older versions left."""
@@ -185,7 +199,7 @@ class FolderObjects:
 
     def _secret_folder(self, namespace: str, name: str) -> Path:
         for part in (namespace, name):
-            if not _NAME.match(part):
+            if not _NAME.fullmatch(part):
                 raise InvalidManifest(f"{part!r} is no name of a Secret or namespace")
         return self._data / "secrets" / namespace / name
 
@@ -250,11 +264,18 @@ class FolderObjects:
                     changed.add(key)
             except InvalidManifest as error:
                 problems[str(key)] = f"{key}: {error}"
-        for key, kept in list(self._kept.items()):
-            if delete and key not in found and kept.deleted_at is None:
+        if delete:
+            absent = {key for key, kept in self._kept.items() if kept.deleted_at is None} - found.keys()
+            for key in self._gone(absent):
                 changed.add(key)
-                self._delete(key, kept)
+                self._delete(key, self._kept[key])
         return changed
+
+    def _gone(self, absent: AbstractSet[Key]) -> Sequence[Key]:
+        """Return those that were missed for so long that they are gone; remember since when."""
+        now = time.monotonic()
+        self._missed = {key: self._missed.get(key, now) for key in absent}
+        return sorted(key for key, since in self._missed.items() if now - since >= self._absent_seconds)
 
     def _admit(self, key: Key, manifest: Manifest) -> bool:
         """Take a manifest over, as the API server would; return whether anything changed."""
@@ -325,7 +346,7 @@ class FolderObjects:
         del self._kept[key]
         for owner in (self._data / "secrets").glob("*/*/..owner"):
             if owner.read_text() == kept.uid:
-                shutil.rmtree(owner.parent)
+                _remove(owner.parent)
         for file in (self._file("objects", key, "json"), self._file("status", key, "yaml")):
             file.unlink(missing_ok=True)
 
@@ -366,6 +387,16 @@ def _texts(folder: Path) -> dict[str, str]:
         for file in sorted(folder.iterdir())
         if file.is_file() and not file.name.startswith("..")
     }
+
+
+def _remove(folder: Path) -> None:
+    """Remove a Secret's folder: no crash leaves one of its name that has keys and no owner."""
+    if not folder.name.startswith(".."):
+        leaving = folder.with_name(f"..{folder.name}")
+        if leaving.exists():  # A crash left it the last time.
+            shutil.rmtree(leaving)
+        folder = folder.replace(leaving)
+    shutil.rmtree(folder)
 
 
 def _write(file: Path, text: str) -> None:

@@ -1,7 +1,7 @@
 """Hears what service and workers tell in the catalog, so that a bulk load need not wait for a resync.
 
-A hint and nothing more: what is to be done is decided by the pass that it wakes, and a pass comes
-without it too.
+That its session is cut is how an outage is seen first. A hint and nothing more: what is to be done is
+decided by the pass that it wakes, and a pass comes without it too.
 """
 
 from __future__ import annotations
@@ -27,13 +27,18 @@ _END_SECONDS = 5.0
 class Listener:
     """A thread and a session that listen in one database, until `stop`."""
 
-    def __init__(self, postgres: Postgres, installation: UUID, wake: Callable[[Key], None]) -> None:
+    def __init__(
+        self, postgres: Postgres, database: Key, installation: UUID, wake: Callable[[Key], None]
+    ) -> None:
         self._postgres = postgres
+        self._database = database
         self._installation = installation
         self._wake = wake
         self._ended = threading.Event()
         self._ears = False
         """Whether the session that is lost was had at all."""
+        self._lost = False
+        """Whether one was had, and none since."""
         self._end, self._told_to_end = socket.socketpair()
         self._thread = threading.Thread(target=self._run, name="listener", daemon=True)
         self._thread.start()
@@ -57,11 +62,17 @@ class Listener:
                 log.info("not listening", error=str(error))
             except Exception:
                 log.exception("not listening")
+            if self._ears and not self._ended.is_set():
+                self._lost = True
+                self._wake(self._database)  # Perhaps nobody answers there any more.
             wait = shortest if self._ears else min(wait * 2, longest)
             self._ended.wait(wait)
 
     def _heard(self) -> None:
         self._ears = True
+        if self._lost:
+            self._lost = False
+            self._wake(self._database)  # Somebody does again.
         with self._postgres.read() as connection:
             claims = gather_loads(connection, self._installation)
         for claim in claims:

@@ -27,15 +27,15 @@ from polaris.settings import OperatorSettings
 from polaris.spec import Kind
 from polaris.telemetry import configure_logging, configure_tracing, logger
 from polaris_operator import events, probes
-from polaris_operator.database import Database
 from polaris_operator.databases import Databases
-from polaris_operator.folder import FolderObjects
-from polaris_operator.index import Index
+from polaris_operator.folder import ABSENT_SECONDS, FolderObjects
 from polaris_operator.kubernetes_api import KubernetesObjects, load_configuration
 from polaris_operator.objects import Key, Objects
 from polaris_operator.patrol import patrol
 from polaris_operator.queue import Queue
 from polaris_operator.reconcile import Reconciler, Sides
+from polaris_operator.sides.database import Database
+from polaris_operator.sides.index import Index
 from polaris_operator.world.database import Process
 
 log = logger(__name__)
@@ -135,7 +135,10 @@ def run_operator(settings: OperatorSettings, kubeconfig: str = "") -> None:
 def run_folder(settings: OperatorSettings, directory: Path, data: Path) -> None:
     """Reconcile the manifests of a folder until SIGTERM or Ctrl-C; everything else is kept in `data`."""
     _quieten()
-    with _until_told() as stop, contextlib.closing(FolderObjects(directory, data)) as objects:
+    with (
+        _until_told() as stop,
+        contextlib.closing(FolderObjects(directory, data, absent_seconds=ABSENT_SECONDS)) as objects,
+    ):
         operator = Operator(objects, workers=settings.workers, resync_seconds=settings.resync_seconds)
         with _probes(settings, live=lambda: operator.alive, ready=objects.complete):
             operator.start()

@@ -41,6 +41,13 @@ class Resource:
     """When somebody asked for its deletion."""
 
 
+def database_of(index: Resource) -> Key:
+    """Return the PolarisDatabase that a PolarisIndex refers to; one without a name where it names none."""
+    reference = index.spec.get("databaseRef", {})
+    namespace = reference.get("namespace") or index.key.namespace
+    return Key("PolarisDatabase", namespace, reference.get("name", ""))
+
+
 @dataclass(frozen=True)
 class Secret:
     """A Secret's values as text, and the uid of the object that owns it (None: nobody of ours)."""

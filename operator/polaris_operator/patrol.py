@@ -17,11 +17,11 @@ from polaris_operator.collector import collect
 from polaris_operator.conditions import shared
 from polaris_operator.conditions.index import index_status
 from polaris_operator.doors import Doors
-from polaris_operator.index import claim_of, with_failures
-from polaris_operator.objects import Key, Resource
+from polaris_operator.objects import Resource, database_of
 from polaris_operator.observe.index import gather
 from polaris_operator.plan.index import plan_index
-from polaris_operator.world.index import IndexFacts, IndexWorld
+from polaris_operator.sides.index import claim_of, with_failures
+from polaris_operator.world.index import IndexAndLogins, IndexWorld
 
 # What one look holds in memory: some 30 kB an index.
 _BATCH = 100
@@ -54,9 +54,7 @@ def _indexes(doors: Doors) -> Iterator[tuple[Resource, PolarisIndexSpec]]:
             spec = parse_spec(PolarisIndexSpec, resource.spec)
         except InvalidManifest:
             continue
-        reference = spec.database_ref
-        namespace = reference.namespace or resource.key.namespace
-        if Key("PolarisDatabase", namespace, reference.name) == doors.database and not spec.access:
+        if database_of(resource) == doors.database and not spec.access:
             yield resource, spec
 
 
@@ -69,5 +67,5 @@ def needs_a_pass(resource: Resource, spec: PolarisIndexSpec, world: IndexWorld, 
     used = bool(resource.status.get("verification", {}).get("indexUsed"))
     pointer = world.generation.vector_index if world.generation else None
     world = replace(world, canary=pointer if used else None)
-    status = index_status(resource, spec, IndexFacts(world), plan, now)
+    status = index_status(resource, spec, IndexAndLogins(world), plan, now)
     return shared.plain(status) != dict(resource.status)

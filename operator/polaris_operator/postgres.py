@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import psycopg2
+import psycopg2.errorcodes
 import psycopg2.extensions
 from sqlalchemy import URL, Connection, CursorResult, Engine, create_engine, exc
 from sqlalchemy.pool import NullPool, QueuePool
@@ -35,6 +36,7 @@ from polaris.errors import (
     NotOwner,
     PolarisError,
     Prerequisite,
+    Refused,
 )
 from polaris.spec import TlsMode
 from polaris.sql import Sql, compose, identifier, literal
@@ -50,6 +52,9 @@ _READ_MILLISECONDS = 60_000
 _WRITE_MILLISECONDS = 600_000
 # A statement that waits for a lock makes all that come after it wait too.
 _LOCK_MILLISECONDS = 5_000
+# A server that asks for the password itself does not get it, whoever it is.
+_METHODS = "scram-sha-256,md5"
+_METHODS_LIBPQ = 160000  # The first that keeps to them.
 # Where no authority is named: the system's. libpq's own word for them depends on how it was built.
 _SYSTEM_AUTHORITIES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt")
 
@@ -74,8 +79,17 @@ RETURNING epoch
 """
 _END_OLDER = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-WHERE CASE WHEN application_name ~ %(ours)s
+WHERE pid <> pg_backend_pid() AND CASE WHEN application_name ~ %(ours)s
   THEN split_part(application_name, '/', 4)::bigint < %(epoch)s ELSE false END
+"""
+# Who holds a lock that a plain CREATE INDEX waits for, the oldest first.
+_HOLDERS = """
+SELECT format('%%s (pid %%s, %%s since %%s)', coalesce(a.usename, a.backend_type), a.pid,
+  coalesce(a.state, 'working'), to_char(a.xact_start, 'HH24:MI:SS'))
+FROM pg_stat_activity a WHERE a.pid <> pg_backend_pid() AND EXISTS (
+  SELECT FROM pg_locks l WHERE l.pid = a.pid AND l.granted AND l.relation = to_regclass(%s)
+    AND l.mode NOT IN ('AccessShareLock', 'RowShareLock', 'ShareLock'))
+ORDER BY a.xact_start, a.pid LIMIT 3
 """
 
 
@@ -101,15 +115,23 @@ class Identity:
 
 @dataclass(frozen=True)
 class Fence:
-    """Who writes: an installation, and the epoch of this process."""
+    """Who writes: an installation, and by which process; epochs alone are alike in two databases."""
 
     installation: uuid.UUID
     epoch: int
+    holder: str
 
 
 def run(connection: Connection, statement: Sql) -> CursorResult[Any]:
     """Execute a statement as it is: nothing in it is taken for a parameter, not even `%`."""
     return connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
+
+
+def is_pooled(connection: Connection) -> bool:
+    """Whether a pooler answers in the server's place: it makes up the pid that a client is told first."""
+    driver = cast("psycopg2.extensions.connection", connection.connection.dbapi_connection)
+    serves = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+    return bool(driver.info.backend_pid != serves)
 
 
 class Postgres:
@@ -127,8 +149,19 @@ class Postgres:
 
     # Which login
 
+    def leads_to(self, server: Server) -> bool:
+        """Whether this is a way to the same database, by whatever protection."""
+        mine = self.server
+        return (mine.host, mine.port, mine.database) == (server.host, server.port, server.database)
+
     def log_in(self, server: Server, identity: Identity) -> None:
-        """Use another login (or server) from now on; what is under way ends with the old one."""
+        """Use another login (or another protection) from now on; what is under way ends with the old one.
+
+        What was taken over is one database. Where another one is led to, nothing is known of it.
+        """
+        if not self.leads_to(server):
+            self.fence = None
+            self.failures = {}
         self.server, self.identity = server, identity
         self._renew()
 
@@ -230,9 +263,10 @@ class Postgres:
             epoch: int = connection.exec_driver_sql(
                 _TAKE_OVER, {"id": str(installation), "name": name, "holder": holder}
             ).scalar_one()
-            ours = f"^{_application(Fence(installation, epoch), '(work|alone)', '[0-9]+')}$"
+            fence = Fence(installation, epoch, holder)
+            ours = f"^{_application(fence, '(work|alone)', '[0-9]+')}$"
             connection.exec_driver_sql(_END_OLDER, {"ours": ours, "epoch": epoch})
-        self.fence = Fence(installation, epoch)
+        self.fence = fence
         self._renew()  # The name of the sessions tells their epoch.
         log.info("took over", installation=str(installation), epoch=epoch)
 
@@ -294,14 +328,24 @@ class Postgres:
                 run(connection, action.statement)
         except Exception as error:  # noqa: BLE001  the end of a thread: it is kept and shown
             failed = self.failures.get(which)
-            message = " ".join(str(error).split())
-            self.failures[which] = BuildFailure(message, datetime.now(UTC), failed.count + 1 if failed else 1)
+            late = isinstance(error, Conflict)
+            message = " ".join(str(error).split()) + (self._in_the_way(action) if late else "")
+            count = failed.count + 1 if failed and failed.late == late else 1
+            self.failures[which] = BuildFailure(message, datetime.now(UTC), count, late)
             log.warning("build failed", schema=action.schema, index=action.index, error=message)
         else:
             self.failures.pop(which, None)
             log.info("build done", schema=action.schema, index=action.index)
         finally:
             ended()
+
+    def _in_the_way(self, action: BuildIndex) -> str:
+        """Return who works with the table now, as far as that can be told."""
+        holders: Sequence[str] = ()
+        table = str(identifier(action.schema, action.table))
+        with contextlib.suppress(PolarisError), self.read() as connection:
+            holders = connection.exec_driver_sql(_HOLDERS, (table,)).scalars().all()
+        return f"; the table is in use by {', '.join(holders)}" if holders else ""
 
     @contextlib.contextmanager
     def _transaction(self, mode: str, timeout: int, *, role: bool = True) -> Iterator[Connection]:
@@ -349,10 +393,10 @@ class Postgres:
             "SELECT epoch, holder FROM polaris.fences WHERE installation_id = %s FOR SHARE",
             (str(fence.installation),),
         ).one_or_none()
-        if row is None:
+        if row is None or row.epoch < fence.epoch:
             self.fence = None
-            raise Conflict("the catalog was made anew: it is taken over again")
-        if row.epoch != fence.epoch:
+            raise Conflict("the catalog was made anew, or restored from a backup: it is taken over again")
+        if (row.epoch, row.holder) != (fence.epoch, fence.holder):
             raise NotOwner(f"another operator has taken over: {row.holder}, epoch {row.epoch}")
 
     def _renew(self) -> None:
@@ -379,6 +423,8 @@ class Postgres:
             "keepalives_count": 3,
             "tcp_user_timeout": 60_000,
         }
+        if psycopg2.extensions.libpq_version() >= _METHODS_LIBPQ:
+            arguments["require_auth"] = _METHODS
         if server.sslmode == TlsMode.VERIFY_FULL:
             arguments["sslrootcert"] = self._authorities()
         return (
@@ -442,6 +488,7 @@ def _relation_exists(connection: Connection, action: BuildIndex) -> bool:
 # are shown as they are.
 _REFUSALS = (
     "authentication failed",
+    "authentication method requirement",
     "no pg_hba.conf entry",
     "is not permitted to log in",
     "does not exist",
@@ -485,16 +532,27 @@ def _said(error: exc.DBAPIError) -> str:
     return " ".join(" ".join(map(str, said)).split())
 
 
-def _translate(error: exc.DBAPIError) -> PolarisError | None:
-    """Return our error for PostgreSQL's; None where it means a mistake of ours."""
+def _translate(error: exc.DBAPIError) -> PolarisError:
+    """Return our error for PostgreSQL's.
+
+    Of what we did not expect only the SQLSTATE is told: the words may hold what stands in the tables.
+    """
     state, said = _sqlstate(error), _said(error)
     if state is not None:
         make = _BY_STATE.get(state) or _BY_STATE.get(state[:2])
-        return make(said) if make else None
+        return make(said) if make else Refused(f"PostgreSQL refuses with SQLSTATE {_spelled(state)}")
     if isinstance(error.orig, psycopg2.OperationalError | psycopg2.InterfaceError):
         refused = any(words in said for words in _REFUSALS)
         return DatabaseRefused(said) if refused else DatabaseUnavailable(said)
-    return None
+    return Refused(f"PostgreSQL's driver refuses with {type(error.orig).__name__}")
+
+
+def _spelled(state: str) -> str:
+    try:
+        name = psycopg2.errorcodes.lookup(state)
+    except KeyError:
+        return state
+    return f"{state} ({name.lower()})"
 
 
 @contextlib.contextmanager
@@ -502,8 +560,6 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except exc.DBAPIError as error:
-        if (ours := _translate(error)) is None:
-            raise
-        raise ours from error
+        raise _translate(error) from error
     except exc.TimeoutError as error:
         raise DatabaseUnavailable(f"no connection of the pool was free in time: {error}") from None

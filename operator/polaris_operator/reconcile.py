@@ -6,7 +6,7 @@ from the pass before but what stands in the object, the catalog and PostgreSQL.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, Protocol, TypeVar
@@ -20,19 +20,20 @@ from polaris.errors import (
     DeadlineExceeded,
     NotOwner,
     PolarisError,
+    Prerequisite,
     VaultRefused,
     VaultUnavailable,
 )
 from polaris.names import FINALIZER
 from polaris.spec import PolarisDatabaseSpec, PolarisIndexSpec, parse_spec
-from polaris.status import DatabaseStatus, IndexStatus
+from polaris.status import DatabaseStatus, IndexStatus, Reason
 from polaris.telemetry import logger
 from polaris_operator.apply import apply
 from polaris_operator.conditions import shared
 from polaris_operator.databases import Databases
 from polaris_operator.doors import Doors
-from polaris_operator.objects import Key, Objects, Resource
-from polaris_operator.steps import Blocked, Plan
+from polaris_operator.objects import Key, Objects, Resource, database_of
+from polaris_operator.steps import Blocked, Plan, Step
 
 log = logger(__name__)
 
@@ -50,6 +51,12 @@ _ROUNDS = 10
 _VAULT_SECONDS = 10.0
 # How much longer an index rests that the patrol of its database looks after.
 _PATROLLED = 10
+# A login that nobody wants any more ends by itself some day: that it does not now is in nobody's way.
+_ENDS_OF_LOGINS = (Reason.LOGIN_SUPERSEDED, Reason.LOGIN_REMOVED)
+_HELD = (
+    "the object is held until the catalog knows that its data is kept; with deletionPolicy Delete, and not"
+    " suspended, it is let go after deletionDeadlineSeconds"
+)
 # What nothing waits for is tried again after so long.
 _ASIDE_SECONDS = 30.0
 
@@ -71,8 +78,11 @@ class Side(Protocol[S_contra, W]):
         """Return the status, from the world after the last step, and what is left of the plan."""
         ...
 
-    def deadline_seconds(self, resource: Resource) -> int:
-        """Return how long a deletion may hold the object while its database can't be reached."""
+    def deadline_seconds(self, resource: Resource) -> int | None:
+        """Return how long a deletion may hold the object while its database can't be reached.
+
+        None: for as long as that takes.
+        """
         ...
 
 
@@ -174,8 +184,9 @@ class Reconciler:
         except PolarisError as error:
             if isinstance(error, DatabaseRefused):
                 self._databases.forget_login(key)
-            if not isinstance(error, ClusterUnavailable) and not _passing(error):
-                self._databases.block(key, shared.blocked_by(error))
+            told = not isinstance(error, ClusterUnavailable) and not _passing(error)
+            if told and self._databases.block(key, shared.blocked_by(error)):
+                self._wake_indexes(key)
             raise
         allowed = frozenset(spec.allowed_namespaces or [key.namespace])
         if self._databases.settle(key, allowed, blocked):
@@ -188,13 +199,11 @@ class Reconciler:
 
     def _index(self, resource: Resource, now: datetime) -> float | None:
         spec = parse_spec(PolarisIndexSpec, resource.spec)
-        reference = spec.database_ref
-        database = Key("PolarisDatabase", reference.namespace or resource.key.namespace, reference.name)
-        doors = self._databases.find(database, resource.key.namespace)
+        doors = self._databases.find(database_of(resource), resource.key.namespace)
         if isinstance(doors, Blocked):
-            if not self._give_up(resource, self._sides.index.deadline_seconds(resource), now):
-                self._write(resource, shared.interrupted(resource, doors, now))
-            return self._resync_seconds
+            self._interrupt(resource, self._sides.index, doors, now)
+        if doors is None or isinstance(doors, Blocked):
+            return self._resync_seconds  # And once its database was looked at.
         settled = self._settle(self._sides.index, resource, spec, doors)
         if settled.gone:
             self._gone(resource.key)
@@ -206,14 +215,15 @@ class Reconciler:
     def _settle(self, side: Side[S, W], resource: Resource, spec: S, doors: Doors) -> _Settled[W]:
         """Go round until nothing is left to be done, and report what there is then."""
         failure: PolarisError | None = None
+        resisting: list[Step] = []
         for _ in range(_ROUNDS):
             now = datetime.now(UTC)
             world = side.gather(resource, spec, doors, now)
-            plan = side.plan(resource, spec, world, now)
+            plan = _without(resisting, side.plan(resource, spec, world, now))
             if failure is not None or not plan.steps:
                 break
             try:
-                resource = apply(plan.steps, doors, resource)
+                resource = _apply(plan.steps, doors, resource, resisting)
             except (VaultUnavailable, VaultRefused) as error:
                 # What was issued before lives on, so this is no reason to look no further.
                 failure = error
@@ -226,6 +236,8 @@ class Reconciler:
             log.warning("Vault failed", object=str(resource.key), error=str(failure))
             plan = replace(plan, blocked=plan.blocked or shared.blocked_by(failure))
             again = min(again or _VAULT_SECONDS, _VAULT_SECONDS)
+        if resisting:
+            again = min(again or _ASIDE_SECONDS, _ASIDE_SECONDS)
         settled = _Settled(resource, world, again)
         if settled.gone:
             return settled
@@ -260,21 +272,21 @@ class Reconciler:
         for database in self._objects.list("PolarisDatabase"):
             self._wake(database.key)
 
-    def _give_up(self, resource: Resource, seconds: int, now: datetime) -> bool:
-        """Let a deleted object go whose database was out of reach for too long."""
-        if resource.deleted_at is None or FINALIZER not in resource.finalizers:
-            return False
-        if now < resource.deleted_at + timedelta(seconds=seconds):
-            return False
-        log.warning("deleted without its database", object=str(resource.key), seconds=seconds)
-        self._objects.set_finalizer(resource, present=False)
-        return True
+    def _interrupt(self, resource: Resource, side: Side[Any, Any], blocked: Blocked, now: datetime) -> None:
+        """Say why an object can't be looked at now; let a deleted one go that waited for too long."""
+        if resource.deleted_at is not None and FINALIZER in resource.finalizers:
+            seconds = side.deadline_seconds(resource)
+            if seconds is None:
+                blocked = replace(blocked, message=f"{blocked.message}; {_HELD}")
+            elif now >= resource.deleted_at + timedelta(seconds=seconds):
+                log.warning("deleted without its database", object=str(resource.key), seconds=seconds)
+                self._objects.set_finalizer(resource, present=False)
+                return
+        self._write(resource, shared.interrupted(resource, blocked, now))
 
     def _wake_indexes(self, database: Key) -> None:
         for index in self._objects.list("PolarisIndex"):
-            reference = index.spec.get("databaseRef", {})
-            namespace = reference.get("namespace") or index.key.namespace
-            if (namespace, reference.get("name")) == (database.namespace, database.name):
+            if database_of(index) == database:
                 self._wake(index.key)
 
     # Reporting
@@ -285,11 +297,9 @@ class Reconciler:
         side: Side[Any, Any] = self._sides.database if database else self._sides.index
         # The object may have changed under us: a finalizer, a status.
         present = self._objects.get(resource.key)
-        if present is None or self._give_up(present, side.deadline_seconds(present), now):
-            return
-        if _passing(error):
+        if present is None or _passing(error):
             return  # It is looked at again in a moment; what it says still holds.
-        self._write(present, shared.interrupted(present, shared.blocked_by(error), now))
+        self._interrupt(present, side, shared.blocked_by(error), now)
 
     def _write(self, resource: Resource, status: dict[str, Any]) -> Resource:
         if status == resource.status:
@@ -299,6 +309,28 @@ class Reconciler:
         if after and after.get("reason") != before.get("reason"):
             self._objects.event(resource, after["reason"], after["message"], warning=True)
         return written
+
+
+def _apply(steps: Sequence[Step], doors: Doors, resource: Resource, resisting: list[Step]) -> Resource:
+    """Carry out the steps; a login that resists its end is added to `resisting`, and stops nothing else.
+
+    But for an object that is being deleted: it is held until everything made for it is gone.
+    """
+    for step in steps:
+        try:
+            resource = apply([step], doors, resource)
+        except (VaultUnavailable, VaultRefused, Prerequisite) as error:
+            if step.reason not in _ENDS_OF_LOGINS or resource.deleted_at is not None:
+                raise
+            log.warning("not revoked", object=str(resource.key), step=step.sentence, error=str(error))
+            resisting.append(step)
+    return resource
+
+
+def _without(resisting: Sequence[Step], plan: Plan) -> Plan:
+    """Return the plan without what was tried in this pass already."""
+    actions = [step.action for step in resisting]
+    return replace(plan, steps=tuple(step for step in plan.steps if step.action not in actions))
 
 
 def _passing(error: PolarisError) -> bool:

@@ -62,6 +62,8 @@ class BuildIndex:
     """Key of the session advisory lock that marks a live build."""
     settings: Mapping[str, str] = field(default_factory=dict)
     """Of the session: maintenance_work_mem, max_parallel_maintenance_workers, statement_timeout."""
+    table: str = ""
+    """What the index is on: where the build does not get its lock, who has one is told."""
 
 
 @dataclass(frozen=True)

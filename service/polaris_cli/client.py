@@ -16,6 +16,7 @@ import httpx
 
 from polaris.errors import (
     Conflict,
+    DeadlineExceeded,
     Forbidden,
     Gone,
     InvalidInput,
@@ -37,6 +38,7 @@ _ERRORS: dict[int, type[PolarisError]] = {
     410: Gone,
     412: Conflict,
     413: TooLarge,
+    504: DeadlineExceeded,
 }
 _LONGEST_PAUSE = 60.0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
+from itertools import chain
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -15,11 +16,12 @@ from polaris_service import problems
 from polaris_service.answer import generators
 from polaris_service.answer.answerer import Answerer
 from polaris_service.database import Database, Purpose
+from polaris_service.direct import Direct
 from polaris_service.documents.loading import Loading
 from polaris_service.documents.store import Store
 from polaris_service.embed.registry import Embedders
 from polaris_service.gate import Gate, Policy
-from polaris_service.gate.open import OpenPolicy
+from polaris_service.gate.open import LoopbackOnly, OpenPolicy
 from polaris_service.gate.tokens import TokensPolicy
 from polaris_service.indexes import Indexes
 from polaris_service.metrics import Metrics
@@ -39,7 +41,6 @@ Documents in, passages and answers with citations out, of the indexes of one dat
 Who may ask is Kubernetes RBAC: send a token for the service's audience as `Authorization: Bearer TOKEN`.
 Every error is a problem document (RFC 9457) with a `code` that stays the same.
 """
-# What is in flight at SIGTERM may take so long; a pod gets 30 s from Kubernetes by default.
 
 
 def build_parts(settings: ServiceSettings, embedders: Embedders | None = None) -> Parts:
@@ -106,14 +107,19 @@ def create_app(parts: Parts) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     problems.install(app)
-    for module in (documents, indexes, search, answer, health):
-        app.include_router(module.router(parts))
-    app.add_middleware(Observed, metrics=parts.metrics)
+    asked_most = (search.router(parts), answer.router(parts))
+    others = (documents.router(parts), indexes.router(parts), health.router(parts))
+    for router in (*asked_most, *others):
+        app.include_router(router)
+    direct = Direct(app.build_middleware_stack(), chain.from_iterable(r.routes for r in asked_most))
+    admitted = LoopbackOnly(direct) if parts.settings.auth == "none" else direct
+    # Around all that FastAPI builds, so that `Observed` sees what any part answers.
+    app.middleware_stack = Observed(admitted, parts.metrics)
     return app
 
 
 def run(settings: ServiceSettings) -> None:
     """Serve until SIGTERM or SIGINT; what is in flight is finished first."""
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, straight=True)
     configure_tracing("polaris-service")
     serve(create_app(build_parts(settings)), settings.host, settings.port)

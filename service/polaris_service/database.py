@@ -31,7 +31,7 @@ from prometheus_client import Histogram
 
 import polaris
 from polaris.errors import Conflict, DatabaseUnavailable, DeadlineExceeded, Overloaded, PolarisError
-from polaris.telemetry import logger, tracer
+from polaris.telemetry import logger, span
 from polaris_service.login import Login, read_login
 from polaris_service.metrics import Metrics
 
@@ -40,7 +40,6 @@ Heard: TypeAlias = Callable[[str | None], None]
 """Called with a notification's payload; with None when some may have been missed."""
 
 _log = logger(__name__)
-_tracer = tracer(__name__)
 
 LOOK_SECONDS = 2.0
 """Between two looks at the login's folder."""
@@ -331,7 +330,7 @@ class Database:
         bound, connection = await self._acquire(kind)
         begun = time.perf_counter()
         try:
-            with _tracer.start_as_current_span(f"sql {kind}"):
+            with span(f"sql {kind}"):
                 yield connection
         except _DRIVERS as error:
             if isinstance(error, asyncpg.InterfaceError) and not _is_closed(connection):

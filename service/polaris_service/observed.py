@@ -15,18 +15,16 @@ from typing import Any
 
 import structlog
 from opentelemetry import trace
-from opentelemetry.propagate import extract
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import SpanKind, StatusCode
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from polaris.telemetry import logger, tracer
+from polaris.telemetry import logger, span
 from polaris_service.gate.pipeline import SCOPE_KEY, Admission
 from polaris_service.metrics import HttpMetrics
 
 _access = logger("polaris_service.access")
 _audit = logger("polaris_service.audit")
-_tracer = tracer(__name__)
 
 _REQUEST_ID = re.compile(r"^[A-Za-z0-9._:/+=-]{1,128}$")
 # Asked every few seconds by kubelets and Prometheus; they would bury the rest of the log.
@@ -62,15 +60,14 @@ class Observed:
         outcome = _Outcome(send, request_id)
         begun = time.perf_counter()
         self._metrics.requests_in_flight.inc()
-        with _tracer.start_as_current_span(
-            scope["method"], context=extract(_headers(scope)), kind=SpanKind.SERVER
-        ) as span:
+        with span(scope["method"], SpanKind.SERVER, _trace_headers(scope)) as current:
             try:
                 await self._app(scope, receive, outcome)
             finally:
                 self._metrics.requests_in_flight.dec()
                 self._write_down(scope, outcome, time.perf_counter() - begun)
-                _finish(span, scope["method"], _route(scope), outcome.status)
+                if current.is_recording():
+                    _finish(current, scope["method"], _route(scope), outcome.status)
                 structlog.contextvars.unbind_contextvars("request_id")
 
     def _write_down(self, scope: Scope, outcome: _Outcome, seconds: float) -> None:
@@ -95,13 +92,13 @@ class Observed:
             log("request", **about)
 
 
-def _finish(span: trace.Span, method: str, route: str, status: int) -> None:
-    span.update_name(f"{method} {route}")
-    span.set_attributes(
+def _finish(current: trace.Span, method: str, route: str, status: int) -> None:
+    current.update_name(f"{method} {route}")
+    current.set_attributes(
         {"http.request.method": method, "http.route": route, "http.response.status_code": status}
     )
     if status >= 500:
-        span.set_status(StatusCode.ERROR)
+        current.set_status(StatusCode.ERROR)
 
 
 def _audited(admission: Admission, status: int) -> dict[str, str | None]:
@@ -140,7 +137,7 @@ class _Outcome:
         await self._send(message)
 
 
-def _headers(scope: MutableMapping[str, Any]) -> dict[str, str]:
+def _trace_headers(scope: MutableMapping[str, Any]) -> dict[str, str]:
     """Return the headers that carry a trace."""
     return {
         name.decode("latin-1"): value.decode("latin-1")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, NamedTuple, NotRequired, TypeVar
+from typing import Any, NamedTuple, NotRequired, TypeAlias, TypeVar
 
 import orjson
 from fastapi import FastAPI
@@ -62,6 +62,8 @@ class InvalidBody(e.InvalidInput):
         super().__init__(f"{first['pointer'] or 'the body'}: {first['detail']}", first["pointer"])
         self.errors = list(faults)
 
+
+Kinds: TypeAlias = Mapping[type[e.PolarisError], Kind]
 
 KINDS: dict[type[e.PolarisError], Kind] = {
     e.PolarisError: Kind(500, "internal", "Internal error"),
@@ -168,13 +170,13 @@ def _openai_param(errors: Sequence[Fault] | None) -> str | None:
     return path.removeprefix(".") or None
 
 
-def kind_of(error: e.PolarisError, kinds: Mapping[type[e.PolarisError], Kind] = KINDS) -> Kind:
+def kind_of(error: e.PolarisError, kinds: Kinds = KINDS) -> Kind:
     """Return what an error is over HTTP: the row of its class or of the nearest base that has one."""
     row = next(kinds[base] for base in type(error).__mro__ if base in kinds)
     return row._replace(code=getattr(error, "code", row.code))
 
 
-def from_error(error: e.PolarisError, kinds: Mapping[type[e.PolarisError], Kind] = KINDS) -> Response:
+def from_error(error: e.PolarisError, kinds: Kinds = KINDS) -> Response:
     """Return the problem that an error is."""
     kind = kind_of(error, kinds)
     remedy = getattr(error, "remedy", "")
@@ -262,7 +264,24 @@ def _from_http(error: HTTPException) -> Response:
     return problem_response(error.status_code, code, phrase, detail, headers=error.headers)
 
 
-def install(app: FastAPI, kinds: Mapping[type[e.PolarisError], Kind] | None = None) -> None:
+def from_exception(error: Exception, kinds: Kinds = KINDS) -> Response:
+    """Return the problem that anything raised is; what nobody foresaw is logged with its traceback."""
+    if isinstance(error, e.PolarisError):
+        return from_error(error, kinds)
+    if isinstance(error, RequestValidationError):
+        return _from_validation(error)
+    if isinstance(error, HTTPException):
+        return _from_http(error)
+    if isinstance(error, ClientDisconnect):
+        return problem_response(400, "disconnected", "Disconnected", "The caller left before the end.")
+    _log.error("unforeseen error", exc_info=error)
+    return problem_response(
+        *kinds[e.PolarisError],
+        detail="The service failed in a way that nobody foresaw; its log says how.",
+    )
+
+
+def install(app: FastAPI, kinds: Kinds | None = None) -> None:
     """Make every error of the application a problem document.
 
     `kinds` adds to KINDS, or says otherwise for this application. Call it before middleware is added
@@ -270,28 +289,11 @@ def install(app: FastAPI, kinds: Mapping[type[e.PolarisError], Kind] | None = No
     """
     table = {**KINDS, **(kinds or {})}
 
-    async def on_polaris(_: Request, error: Exception) -> Response:
-        if not isinstance(error, e.PolarisError):
-            raise error
-        return from_error(error, table)
+    async def answer(_: Request, error: Exception) -> Response:
+        return from_exception(error, table)
 
-    async def on_validation(_: Request, error: Exception) -> Response:
-        if not isinstance(error, RequestValidationError):
-            raise error
-        return _from_validation(error)
-
-    async def on_http(_: Request, error: Exception) -> Response:
-        if not isinstance(error, HTTPException):
-            raise error
-        return _from_http(error)
-
-    async def on_disconnect(_: Request, __: Exception) -> Response:
-        return problem_response(400, "disconnected", "Disconnected", "The caller left before the end.")
-
-    app.add_exception_handler(e.PolarisError, on_polaris)
-    app.add_exception_handler(RequestValidationError, on_validation)
-    app.add_exception_handler(HTTPException, on_http)
-    app.add_exception_handler(ClientDisconnect, on_disconnect)
+    for foreseen in (e.PolarisError, RequestValidationError, HTTPException, ClientDisconnect):
+        app.add_exception_handler(foreseen, answer)
     app.add_middleware(_LastResort)
 
 
@@ -315,15 +317,10 @@ class _LastResort:
 
         try:
             await self._app(scope, receive, watched)
-        except Exception:
+        except Exception as error:
             if started:  # too late for another answer: let the server cut the connection
                 raise
-            _log.exception("unforeseen error")
-            answer = problem_response(
-                *KINDS[e.PolarisError],
-                detail="The service failed in a way that nobody foresaw; its log says how.",
-            )
-            await answer(scope, receive, send)
+            await from_exception(error)(scope, receive, send)
 
 
 class Problem(BaseModel):

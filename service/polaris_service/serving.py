@@ -43,6 +43,8 @@ def serve(app: Application, host: str, port: int, *, grace_seconds: int = _GRACE
             log_config=None,
             access_log=False,
             server_header=False,
+            # Who stands before us speaks for nobody: no address of a caller is used or logged.
+            proxy_headers=False,
             timeout_graceful_shutdown=grace_seconds,
         )
         uvicorn.Server(config).run(sockets=[bound])

@@ -26,19 +26,26 @@ def parse(value: Any, embedding: Embedding, pointer: str = "/vector") -> Vector:
 
     Raises InvalidInput where it is not one that the index can compare (see `check`).
     """
-    if isinstance(value, str):
-        vector = _from_base64(value, embedding.dimension, pointer)
-    elif isinstance(value, list):
-        vector = _from_numbers(value, embedding.dimension, pointer)
-    else:
-        raise InvalidInput("must be a list of numbers, or base64 of little-endian float32", pointer)
+    vector = np.frombuffer(decode(value, embedding.dimension, pointer), "<f4").astype(np.float32)
     wrong = check(vector, embedding)
     if wrong:
         raise InvalidInput(wrong, pointer)
     return vector
 
 
-def _from_base64(text: str, dimension: int, pointer: str) -> Vector:
+def decode(value: Any, dimension: int, pointer: str = "/vector") -> bytes:
+    """Return a vector as the bytes of little-endian float32; `unusable` looks at its numbers.
+
+    Raises InvalidInput where it is not one of that dimension.
+    """
+    if isinstance(value, str):
+        return _from_base64(value, dimension, pointer)
+    if isinstance(value, list):
+        return _from_numbers(value, dimension, pointer)
+    raise InvalidInput("must be a list of numbers, or base64 of little-endian float32", pointer)
+
+
+def _from_base64(text: str, dimension: int, pointer: str) -> bytes:
     try:
         # Strict as base64.b64decode(validate=True) is, without its regular expression: a tenth of the time.
         raw = binascii.a2b_base64(text, strict_mode=True)
@@ -48,10 +55,10 @@ def _from_base64(text: str, dimension: int, pointer: str) -> Vector:
         raise InvalidInput(
             f"has {len(raw)} bytes, and {dimension} dimensions of float32 have {4 * dimension}", pointer
         )
-    return np.frombuffer(raw, dtype="<f4").astype(np.float32)
+    return raw
 
 
-def _from_numbers(numbers: list[Any], dimension: int, pointer: str) -> Vector:
+def _from_numbers(numbers: list[Any], dimension: int, pointer: str) -> bytes:
     if len(numbers) != dimension:
         raise InvalidInput(f"has {len(numbers)} dimensions, the index has {dimension}", pointer)
     # Exact types: a bool is an int to isinstance, and numpy would take the string "1" for a number.
@@ -61,7 +68,7 @@ def _from_numbers(numbers: list[Any], dimension: int, pointer: str) -> Vector:
         raise InvalidInput(f"entry {at} is not a number", pointer)
     try:
         with np.errstate(over="ignore"):
-            return np.array(numbers, dtype=np.float64).astype(np.float32)
+            return np.array(numbers, dtype=np.float64).astype("<f4").tobytes()
     except OverflowError:
         raise InvalidInput("has an entry beyond float32", pointer) from None
 
@@ -74,14 +81,25 @@ def check(vector: Vector, embedding: Embedding) -> str | None:
     """
     if vector.shape != (embedding.dimension,):
         return f"has {vector.size} dimensions, the index has {embedding.dimension}"
-    with np.errstate(over="ignore", under="ignore"):
-        held = vector.astype(np.float16) if embedding.type == VectorType.HALFVEC else vector
-    wide = held.astype(np.float64)
-    square = float(np.dot(wide, wide))
-    # An entry that is not finite makes the sum so: one comparison is all that a right vector costs.
-    if _SMALLEST <= square <= _LARGEST:
-        return None
-    return _why_not(vector, held, square, embedding.metric)
+    return unusable(vector[np.newaxis], embedding).get(0)
+
+
+def unusable(rows: npt.NDArray[np.float32], embedding: Embedding) -> dict[int, str]:
+    """Return why the index cannot compare with some of the rows, by their number; see `check`.
+
+    `rows` has the shape (rows, dimension). All at once: one at a time costs twenty times that.
+    """
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        held = rows.astype(np.float16) if embedding.type == VectorType.HALFVEC else rows
+        wide = held.astype(np.float64)
+        squares = np.einsum("rd,rd->r", wide, wide)
+        # An entry that is not finite makes the sum so: one comparison is all that a right vector costs.
+        right = (squares >= _SMALLEST) & (squares <= _LARGEST)
+    found = {
+        int(row): _why_not(rows[row], held[row], float(squares[row]), embedding.metric)
+        for row in np.flatnonzero(~right)
+    }
+    return {row: why for row, why in found.items() if why}
 
 
 def _why_not(vector: Vector, held: Held, square: float, metric: Metric) -> str | None:

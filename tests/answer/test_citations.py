@@ -13,6 +13,7 @@ from polaris_service.answer.citations import MARKER, Cited, cite, keep, keep_mar
 from polaris_service.answer.passages import Passage
 from polaris_service.answer.prompt import NO_ANSWER
 from polaris_service.answer.stream import Growing
+from soak import times
 
 pytestmark = pytest.mark.unit
 
@@ -116,7 +117,8 @@ SCRAPS = st.sampled_from(
 GENERATED = st.lists(SCRAPS | st.text(max_size=5), max_size=30).map("".join)
 
 
-@settings(max_examples=500)
+@pytest.mark.soak
+@settings(max_examples=times(500, 10_000), deadline=None)
 @given(GENERATED)
 @example("[1]" * 500)
 @example("[" * 5000)
@@ -143,7 +145,8 @@ def test_nothing_but_markers_is_taken_from_a_text(generated: str) -> None:
     assert bare(keep_markers(generated, GIVEN)) == bare(generated)
 
 
-@settings(max_examples=500)
+@pytest.mark.soak
+@settings(max_examples=times(500, 10_000), deadline=None)
 @given(GENERATED, st.lists(st.integers(1, 12), min_size=1, max_size=40))
 @example("[9] [1]", [1])
 @example("a [9] [1] b [9]c", [1])

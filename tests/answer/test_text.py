@@ -141,6 +141,38 @@ def test_a_passage_is_always_what_is_stored_at_its_span(pieces: list[tuple[int, 
     for passage in choose(hits):
         assert passage.text == TEXT[passage.start : passage.end]
         assert passage.text
+        # Nothing that touches another one is left, and nothing is in one that no hit is in.
+        held = [set(range(h.start, h.end)) for h in hits if h.document == passage.document]
+        assert set(range(passage.start, passage.end)) <= set().union(*held)
+
+
+class Counted(int):
+    """A number that counts how often it is compared."""
+
+    compared = 0
+
+    def __lt__(self, other: object) -> bool:
+        Counted.compared += 1
+        return int(self) < other  # type: ignore[operator]
+
+    def __gt__(self, other: object) -> bool:
+        Counted.compared += 1
+        return int(self) > other  # type: ignore[operator]
+
+    def __eq__(self, other: object) -> bool:
+        Counted.compared += 1
+        return int(self) == other
+
+    __hash__ = int.__hash__
+
+
+@pytest.mark.parametrize("step", [1, 4], ids=["touching", "apart"])
+def test_chunks_are_compared_with_their_neighbours_only(step: int) -> None:
+    places = [(n * 7919) % 2003 * step for n in range(2000)]
+    hits = [hit(Counted(place), Counted(place + 1), 1 - n / 2000) for n, place in enumerate(places)]
+    Counted.compared = 0
+    choose(hits, budget=0)
+    assert 0 < Counted.compared < 2000 * 100
 
 
 # --- prompt ---

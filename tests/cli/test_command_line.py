@@ -61,6 +61,7 @@ def test_without_a_command_the_help_is_shown_and_usage_was_wrong() -> None:
         (["operator", "--data", "x"], "--data goes with --files only"),
         (["migrate"], "which database?"),
         (["migrate", "--sql", "--down", "base"], "choose it or --down"),
+        (["migrate", "--down", "9999"], "there is no such revision"),
         (["migrate", "--database-url", "nonsense"], "--database-url: "),
         (["migrate", "--database-secret", "/nowhere"], "--database-secret /nowhere"),
         (["bootstrap", "--apply"], "--apply needs --database-url"),

@@ -31,6 +31,17 @@ class Faulty:
     address: str = ""
     info: dict[str, Any] = field(default_factory=lambda: {"pending": 0, "failed": 0, "sequence": 0})
     failed: list[dict[str, Any]] = field(default_factory=list)
+    searched: list[Any] = field(default_factory=list)
+    """Bodies of searches; the first `late` of them are answered with 504."""
+    late: int = 0
+
+    def search(self, handler: BaseHTTPRequestHandler, body: Any) -> None:
+        self.searched.append(body)
+        if len(self.searched) <= self.late:
+            problem_ = {"status": 504, "detail": "5 documents up to sequence 5 cannot be found yet"}
+            respond(handler, 504, json.dumps(problem_).encode())
+        else:
+            respond(handler, 200, b'{"hits": []}')
 
     def take(self, handler: BaseHTTPRequestHandler, lines: list[Any]) -> None:
         results = [self.result(line["id"]) for line in lines]
@@ -71,6 +82,9 @@ def serving(faulty: Faulty) -> Iterator[Faulty]:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             lines = [json.loads(line) for line in body.splitlines()]
+            if faulty.info["pending"] and self.path.endswith("/search"):
+                faulty.search(self, *lines)
+                return
             (faulty.script.pop(0) if faulty.script else faulty.take)(self, lines)
 
         def log_message(self, *_: object) -> None:
@@ -165,6 +179,17 @@ def test_documents_that_cannot_be_embedded_are_told_at_the_end(documents: Path) 
         done = here("load", "notes", documents, "--server", service.address)
     assert done.code == 1
     assert done.err == "3 can't be made searchable: the embedder refused it\n"
+
+
+def test_a_load_waits_for_what_it_wrote_and_not_for_what_others_write(documents: Path) -> None:
+    """The index of the service never has nothing left to do."""
+    service = Faulty(info={"pending": 7, "failed": 0, "sequence": 99, "dimension": 3}, late=2)
+    with serving(service):
+        done = here("load", "notes", documents, "--server", service.address)
+    assert done.code == 0, done.err
+    assert [asked["after_sequence"] for asked in service.searched] == [5, 5, 5]
+    assert [asked["timeout_ms"] for asked in service.searched] == [500, 1000, 2000]
+    assert service.searched[0]["vector"] == [1, 0, 0]
 
 
 def test_what_is_no_polaris_service_is_said() -> None:

@@ -120,11 +120,20 @@ def test_bootstrap_says_what_postgresql_refused_and_no_password(place: Place) ->
 
 def test_migrate_goes_up_once_and_down_again(place: Place) -> None:
     up, again, down = (
-        here("migrate", *flags, "--database-url", place.url) for flags in ([], [], ["--down", "base"])
+        here("migrate", *flags, "--database-url", place.url)
+        for flags in ([], [], ["--down", "base", "--yes"])
     )
     assert up.out == f"the catalog went from nothing to {HEAD}\n"
     assert again.out == f"the catalog is at {HEAD} already\n"
     assert down.out == f"the catalog went from {HEAD} to nothing\n"
+
+
+def test_migrate_goes_down_only_where_somebody_says_yes(place: Place) -> None:
+    here("migrate", "--database-url", place.url)
+    down = here("migrate", "--down", "base", "--database-url", place.url)
+    assert down.code == 1
+    assert f"Take the catalog of {place.database.name} on 127.0.0.1 back to base" in down.err
+    assert here("migrate", "--database-url", place.url).out == f"the catalog is at {HEAD} already\n"
 
 
 def test_migrate_takes_the_login_of_a_secrets_folder(place: Place, tmp_path: Path) -> None:

@@ -211,6 +211,18 @@ def test_a_wrong_setting_is_named(environment: dict[str, str], words: str) -> No
         settings.ServiceSettings.load(environment)
 
 
+def test_a_key_of_the_file_that_no_program_has_is_named_and_one_of_another_is_passed_over(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("resync_seconds: 5\nlog_level: debug\n")
+    environment = {"POLARIS_SETTINGS_FILE": str(file)}
+    assert settings.ServiceSettings.load(environment).log_level == "debug"
+    file.write_text("pool_sise: 3\n")
+    with pytest.raises(InvalidInput, match=r"no setting pool_sise; is it pool_size\?"):
+        settings.ServiceSettings.load(environment)
+
+
 def test_every_setting_says_what_it_means() -> None:
     for program, variable, _, meaning in settings.rows():
         if variable != "POLARIS_PROVIDERS":
@@ -236,3 +248,13 @@ def test_a_log_is_one_json_object_a_line_and_shows_no_secret() -> None:
     ours, theirs = map(json.loads, stream.getvalue().splitlines())
     assert (ours["event"], ours["index"], ours["vault_token"]) == ("hello", 7, "[redacted]")
     assert (theirs["event"], theirs["level"]) == ("it said", "warning")
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**309), float("inf"), float("nan"), True, "3", None])
+def test_a_number_that_floating_point_does_not_hold_is_refused(value: object) -> None:
+    assert "1.7976931348623157e308" in (problem(AttributeType.NUMBER, value) or "")
+
+
+@pytest.mark.parametrize("value", [0, -0.0, 3, 2**64, 10**308, 1.7976931348623157e308, 5e-324])
+def test_a_number_that_floating_point_holds_is_taken(value: object) -> None:
+    assert problem(AttributeType.NUMBER, value) is None

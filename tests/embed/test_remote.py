@@ -179,8 +179,21 @@ REFUSED = [
     ("data of numbers", ok({"data": [1, 2]}), "no list of embeddings"),
     ("HTML", http(200, "<html>Welcome to nginx</html>", "text/html"), r"no JSON \(text/html\)"),
     ("nothing", http(200, ""), "no JSON"),
-    ("a wrong key", http(401, json.dumps({"error": {"message": "bad key"}})), "401: bad key"),
-    ("no such model", http(404, json.dumps({"detail": "no model m"})), "404: no model m"),
+    (
+        "a wrong key",
+        http(401, json.dumps({"error": {"message": "bad key", "type": "invalid_request_error"}})),
+        r"401 \(invalid_request_error, 66 bytes\): it wants a key, and the settings name no key file",
+    ),
+    (
+        "no such model",
+        http(404, json.dumps({"detail": "no model m", "code": "no-such-model"})),
+        r"404 \(no-such-model, 49 bytes\): it has no model m, or the address is not",
+    ),
+    (
+        "a request that it does not take",
+        http(422, json.dumps({"error": "um is not allowed"})),
+        r"422 \(30 bytes\): it does not take what was sent",
+    ),
     ("a redirect", http(307, "", Location="http://127.0.0.1:1/"), "307"),
 ]
 UNAVAILABLE = [
@@ -193,8 +206,8 @@ UNAVAILABLE = [
     ("that it is overloaded", http(503, "{}", Retry_After="7"), "503", 7),
     (
         "that we ask too much",
-        http(429, json.dumps({"error": {"message": "slow down"}}), Retry_After="1.5"),
-        "slow down",
+        http(429, json.dumps({"error": {"message": "slow", "code": "rate_limit"}}), Retry_After="1.5"),
+        "rate_limit",
         1.5,
     ),
     ("a date to come back at", http(503, "{}", Retry_After="Wed, 21 Oct 2015 07:28:00 GMT"), "503", 0),
@@ -209,6 +222,37 @@ UNAVAILABLE = [
     ),
     ("nothing at all", HANG, "did not answer within 1 s", None),
 ]
+
+
+SECRET = "sk-Zeca7-and-the-text"
+ECHOES = [
+    http(422, json.dumps({"error": {"message": SECRET, "type": SECRET, "code": SECRET, "param": SECRET}})),
+    http(400, json.dumps({"detail": SECRET, "code": f"{SECRET} x", "title": SECRET})),
+    http(401, json.dumps({"error": SECRET})),
+    http(500, SECRET, "text/plain"),
+    http(503, json.dumps([SECRET])),
+    http(200, SECRET, SECRET),
+    f"HTTP/1.1 200 {SECRET}\x01\r\n{SECRET}\r\n\r\n".encode(),
+]
+
+
+class TestAServerThatEchoes:
+    @pytest.mark.parametrize("answer", ECHOES)
+    async def test_is_not_repeated(self, answer: bytes, server: Scripted, client: RemoteProvider) -> None:
+        server.reply = lambda _: answer
+        with pytest.raises((EmbedderRefused, EmbedderUnavailable)) as raised:
+            await ask(client)
+        assert "Zeca" not in str(raised.value)
+
+    async def test_is_told_of_a_key_that_it_does_not_take(self, server: Scripted, tmp_path: Path) -> None:
+        file = tmp_path / "key"
+        file.write_text(SECRET)
+        server.reply = lambda _: http(403, json.dumps({"error": {"message": f"bad key {SECRET}"}}))
+        client = RemoteProvider(server.url, key_file=file)
+        with pytest.raises(EmbedderRefused, match="does not accept the key in") as raised:
+            await ask(client)
+        assert "Zeca" not in str(raised.value)
+        await client.close()
 
 
 class TestAServerThatAnswers:

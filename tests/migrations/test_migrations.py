@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 from collections.abc import Callable, Iterator
 
@@ -17,7 +18,7 @@ from parts.servers import Database
 from polaris import layout
 from polaris.attributes import expression
 from polaris.catalog import Base
-from polaris.errors import Unsupported
+from polaris.errors import Conflict, Unsupported
 from polaris.names import CATALOG_SCHEMA
 from polaris.spec import Attribute, AttributeType, Embedding, Metric, VectorIndex, VectorType
 from polaris.sql import compose, literal
@@ -77,6 +78,39 @@ def test_every_migration_goes_down_again_and_leaves_nothing(engine: Engine) -> N
         assert set(inspect(connection).get_table_names(CATALOG_SCHEMA)) <= {"alembic_version"}
         polaris_migrations.upgrade(connection)
         assert _differences(connection) == []
+
+
+@pytest.mark.parametrize(
+    ("runs", "who"),
+    [
+        (
+            (
+                "INSERT INTO polaris.installations (id, name, heartbeat_at)"
+                " VALUES (gen_random_uuid(), 'here', now() - interval '{} seconds')"
+            ),
+            "the operator of here",
+        ),
+        (
+            (
+                "INSERT INTO polaris.consumers"
+                " (id, kind, username, epoch, version, catalog_level, reported_at)"
+                " VALUES ('pod-1', 'worker', 'x', 1, '0.1', 1, now() - interval '{} seconds')"
+            ),
+            "worker pod-1 (POLARIS 0.1, level 1)",
+        ),
+    ],
+)
+def test_nothing_goes_down_while_code_runs_that_needs_it(engine: Engine, runs: str, who: str) -> None:
+    with engine.begin() as connection:
+        polaris_migrations.upgrade(connection)
+        connection.execute(text(runs.format(1)))
+    with pytest.raises(Conflict, match=re.escape(who)), engine.begin() as connection:
+        polaris_migrations.downgrade(connection, "base")
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM polaris.installations; DELETE FROM polaris.consumers"))
+        connection.execute(text(runs.format(300)))
+        polaris_migrations.downgrade(connection, "base")
+        assert polaris_migrations.current_revision(connection) is None
 
 
 def test_the_sql_for_administrators_leads_to_the_same(engine: Engine) -> None:
@@ -165,8 +199,13 @@ def test_the_layout_of_an_index_can_be_made(engine: Engine, kind: VectorType, me
 
 # Longer than a btree takes, and it does not compress.
 _LONG = '"' + "".join(hashlib.sha256(bytes([n])).hexdigest() for n in range(80)) + '"'
+# JSON takes them; double precision ends at 1.8e308 and begins at 4.9e-324.
+_BEYOND = ["1e400", "-1e400", "1e-400", "-1e-400", "9" * 2000, "1.7976931348623159e308"]
+_AT_THE_BORDER = ["1.7976931348623157e308", "-1.7976931348623157e308", "5e-324", "-5e-324", "0", "0e-400"]
 VALUES = [
     _LONG,
+    *_BEYOND,
+    *_AT_THE_BORDER,
     '"pt"',
     '""',
     "3",
@@ -214,6 +253,12 @@ def test_an_attribute_can_be_declared_whatever_was_stored_under_its_name(
             )
         )
         taken = [VALUES[row.document_id] for row in found]
+        # A filter computes it for each row too, whatever the planner does first.
+        connection.exec_driver_sql("SET LOCAL enable_indexscan = off; SET LOCAL enable_bitmapscan = off")
+        rows = connection.exec_driver_sql(
+            compose("SELECT {value} AS value FROM x.g1_chunks ORDER BY 1", value=expression("it", kind))
+        ).all()
+        assert len(rows) == len(VALUES)
     assert taken == [value for value in VALUES if value in _TAKEN[kind]]
 
 
@@ -226,8 +271,8 @@ _DATES = [
 _NUMBERS = ["3", "3.5", "-9223372036854775808", "9223372036854775808", "1e30"]
 _TAKEN = {
     AttributeType.KEYWORD: [value for value in VALUES if value.startswith('"') and value != _LONG],
-    AttributeType.INTEGER: ["3", "-9223372036854775808"],
-    AttributeType.NUMBER: _NUMBERS,
+    AttributeType.INTEGER: ["0", "0e-400", "3", "-9223372036854775808"],
+    AttributeType.NUMBER: [*_AT_THE_BORDER, *_NUMBERS],
     AttributeType.BOOLEAN: ["true"],
     AttributeType.DATETIME: _DATES,
 }

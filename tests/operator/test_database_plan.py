@@ -92,7 +92,7 @@ SETTLED = DatabaseWorld(
     vector_available="0.8.6",
     catalog=CATALOG,
     credentials=CREDENTIALS,
-    epoch=4,
+    fence=FenceSeen(4, "pod-1"),
 )
 
 
@@ -112,12 +112,19 @@ def test_a_database_that_is_as_it_should_be_needs_nothing() -> None:
 
 def test_what_is_made_first_comes_alone() -> None:
     assert [step.action for step in decide(world(), spec()).steps] == []
-    nothing = replace(SETTLED, catalog=None, credentials=None, epoch=None)
+    nothing = replace(SETTLED, catalog=None, credentials=None, fence=None)
     assert [type(step.action) for step in decide(nothing).steps] == [Migrate]
     behind = world({"revision": "0001"})
     assert [type(step.action) for step in decide(behind).steps] == [Migrate]
-    not_taken = world(epoch=None, credentials=None)
+    not_taken = world(fence=None, credentials=None)
     assert [step.action for step in decide(not_taken).steps] == [TakeOver(PROCESS.installation, "cluster")]
+
+
+@pytest.mark.parametrize("seen", [None, FenceSeen(3, "pod-0"), FenceSeen(3, "pod-1")])
+def test_a_catalog_that_was_restored_from_a_backup_is_taken_over_again(seen: FenceSeen | None) -> None:
+    restored = decide(world({"fence": seen}))
+    assert restored.blocked is None
+    assert [step.action for step in restored.steps] == [TakeOver(PROCESS.installation, "cluster")]
 
 
 def test_the_catalog_of_a_newer_version_is_used_as_it_is() -> None:
@@ -192,7 +199,15 @@ BLOCKED: list[tuple[str, DatabaseWorld, dict[str, Any], Reason, list[str]]] = [
         Reason.NOT_OWNER,
         ["pod-2", "epoch 5"],
     ),
+    (
+        "another operator has the same epoch in another server",
+        world({"fence": FenceSeen(4, "pod-2")}),
+        {},
+        Reason.NOT_OWNER,
+        ["pod-2", "epoch 4"],
+    ),
     ("a standby", world(standby=True), {}, Reason.DATABASE_UNAVAILABLE, ["standby"]),
+    ("a pooler", world(pooled=True), {}, Reason.PREREQUISITE_MISSING, ["direct connection"]),
 ]
 
 
@@ -397,7 +412,7 @@ def test_a_deleted_database_whose_logins_cannot_be_revoked_goes_after_its_deadli
 
 
 def test_a_deleted_database_for_which_nothing_was_made_goes_at_once() -> None:
-    nothing = replace(SETTLED, catalog=None, credentials=None, epoch=None)
+    nothing = replace(SETTLED, catalog=None, credentials=None, fence=None)
     assert [step.action for step in end(nothing).steps] == [SetFinalizer(present=False)]
     assert plan_database(deleted(1, ()), spec(), nothing, NOW).steps == ()
 

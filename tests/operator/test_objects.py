@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import date
 from pathlib import Path
 from typing import Any, Protocol
@@ -380,6 +382,40 @@ def test_a_folder_that_is_away_for_a_moment_deletes_nothing(folder: Folder) -> N
     assert folder.objects.problems == {}
 
 
+def test_a_manifest_that_is_away_while_an_editor_saves_deletes_nothing(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    folder.objects.close()
+    with closing(FolderObjects(folder.manifests, folder.data, absent_seconds=0.05)) as objects:
+        folder.put(manifest())
+        assert objects.look() == {KEY}
+        for saved in (lambda: folder.remove("one"), lambda: (folder.manifests / "one.yaml").write_text("")):
+            saved()
+            assert objects.look() == set()
+            folder.put(manifest())
+            time.sleep(0.1)
+            assert objects.look() == set()
+        assert objects.get(KEY) is not None
+
+        folder.remove("one")
+        assert objects.look() == set()
+        time.sleep(0.1)
+        assert objects.look() == {KEY}
+        assert objects.get(KEY) is None
+
+
+def test_a_single_file_of_manifests_that_is_away_deletes_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "manifests.yaml"
+    file.write_text(yaml.safe_dump(manifest()))
+    with closing(FolderObjects(file, tmp_path / "data")) as objects:
+        assert objects.look() == {KEY}
+        file.rename(tmp_path / "aside")
+        assert objects.look() == set()
+        assert objects.get(KEY) is not None
+        (tmp_path / "aside").rename(file)
+        file.write_text("")
+        assert objects.look() == {KEY}
+
+
 def test_an_object_that_stands_in_two_files_is_the_first_and_a_person_is_told(folder: Folder) -> None:
     folder.put(manifest())
     (folder.manifests / "zwei.yaml").write_text(yaml.safe_dump(manifest(host="other")))
@@ -487,6 +523,38 @@ def test_a_secret_whose_writing_was_cut_short_is_ours_and_is_written_again(folde
     assert found.data == {"a": "1"}
 
 
+@pytest.mark.parametrize("left", [[], ["..k3y"]])
+def test_a_secret_that_a_crash_left_without_an_owner_is_nobodys_and_is_written(
+    folder: Folder, left: list[str]
+) -> None:
+    folder.put(manifest())
+    folder.look()
+    place = folder.data / "secrets" / NAMESPACE / "login"
+    place.mkdir(parents=True)
+    for name in left:
+        (place / name).write_text("half an owner")
+
+    assert folder.objects.secret(NAMESPACE, "login") is None
+    folder.objects.write_secret(NAMESPACE, "login", {"password": "x"}, read(folder))
+
+    found = folder.objects.secret(NAMESPACE, "login")
+    assert found is not None
+    assert (found.data, found.owner_uid) == ({"password": "x"}, read(folder).uid)
+
+
+def test_what_a_crash_left_of_a_deleted_secret_is_in_nobodys_way(folder: Folder) -> None:
+    folder.put(manifest())
+    folder.look()
+    left = folder.data / "secrets" / NAMESPACE / "..login"
+    left.mkdir(parents=True)
+    (left / "password").write_text("x")
+    for _ in range(2):
+        folder.objects.write_secret(NAMESPACE, "login", {"password": "y"}, read(folder))
+        folder.objects.delete_secret(NAMESPACE, "login", read(folder))
+        assert folder.objects.secret(NAMESPACE, "login") is None
+    assert list(left.parent.iterdir()) == []
+
+
 def test_the_secrets_of_an_object_go_with_it(folder: Folder) -> None:
     folder.put(manifest())
     folder.look()
@@ -503,7 +571,7 @@ def test_a_folder_has_no_service_accounts_and_says_what_to_use(folder: Folder) -
         folder.objects.service_account_token(NAMESPACE, "x", "vault")
 
 
-@pytest.mark.parametrize("name", ["../x", "..", "a/b", "", "A"])
+@pytest.mark.parametrize("name", ["../x", "..", "a/b", "", "A", "a\n"])
 def test_no_name_leads_out_of_the_folder(folder: Folder, name: str) -> None:
     with pytest.raises(InvalidManifest):
         folder.objects.secret(NAMESPACE, name)

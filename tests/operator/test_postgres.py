@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 
 import psycopg2
 import pytest
@@ -22,12 +23,16 @@ from polaris.errors import (
     NotOwner,
     PolarisError,
     Prerequisite,
+    Refused,
 )
 from polaris.spec import TlsMode
 from polaris.sql import Sql
+from polaris.status import Reason
 from polaris_cli.up.postgres import LocalPostgres
-from polaris_operator.postgres import Identity, Postgres, Server, run
+from polaris_operator.conditions.shared import blocked_by
+from polaris_operator.postgres import Identity, Postgres, Server, is_pooled, run
 from polaris_operator.steps import BuildIndex, ExecuteAlone
+from scenes.middle import pooler, thief
 from scenes.roles import operator_session, server_of
 
 pytestmark = pytest.mark.postgres
@@ -201,6 +206,38 @@ def test_a_catalog_that_was_made_anew_is_to_be_taken_over_again(door: Postgres, 
     assert door.fence is None
 
 
+def test_a_catalog_that_was_restored_from_a_backup_is_to_be_taken_over_again(
+    door: Postgres, database: Database
+) -> None:
+    door.take_over(ME, "here", "process-2")
+    run_as_superuser(database.dsn, "UPDATE polaris.fences SET epoch = 1, holder = 'process-1'")
+    with pytest.raises(Conflict, match="restored") as raised, door.write():
+        pass
+    assert not isinstance(raised.value, NotOwner)
+    assert door.fence is None
+    door.take_over(ME, "here", "process-2")
+    with door.write():
+        pass
+
+
+def test_an_epoch_that_another_process_holds_is_not_ours(door: Postgres, database: Database) -> None:
+    run_as_superuser(database.dsn, "UPDATE polaris.fences SET holder = 'process-2'")
+    with pytest.raises(NotOwner, match="process-2"), door.write():
+        pass
+
+
+def test_what_was_taken_over_in_one_database_says_nothing_about_another(
+    door: Postgres, postgres: LocalPostgres, fresh_database: Fresh
+) -> None:
+    door.log_in(replace(door.server, ca="of another authority"), door.identity)
+    with door.write():
+        pass
+    door.log_in(server_of(fresh_database(postgres)), door.identity)
+    assert door.fence is None
+    with pytest.raises(Conflict, match="not taken over"), door.write():
+        pass
+
+
 def test_a_guard_that_is_no_longer_true_stops_the_whole_transaction(door: Postgres) -> None:
     with pytest.raises(Conflict, match="1 = 2"), door.write([Sql("1 = 1"), Sql("1 = 2")]) as connection:
         run(connection, Sql("CREATE TABLE polaris.made (a integer)"))
@@ -298,7 +335,27 @@ def test_a_build_that_fails_is_remembered_and_counted(door: Postgres) -> None:
         assert ended.wait(30)
         failure = door.failures["polaris", INDEX]
         assert failure.count == count
-        assert "division by zero" in failure.message
+        assert "division_by_zero" in failure.message
+
+
+def test_a_build_that_does_not_get_its_lock_is_late_and_tells_who_has_one(
+    door: Postgres, database: Database
+) -> None:
+    make_table(door)
+    patient = replace(BUILD, settings={"lock_timeout": "50ms"}, table="made")
+    with closing(connect(database.dsn)) as writer, writer.cursor() as cursor:
+        writer.autocommit = False
+        cursor.execute("INSERT INTO polaris.made VALUES (2)")
+        ended = threading.Event()
+        assert door.start_build(patient, ended.set)
+        assert ended.wait(30)
+        failure = door.failures["polaris", INDEX]
+        assert failure.late
+        assert f"in use by {database.server.superuser} (pid {writer.info.backend_pid}," in failure.message
+    ended.clear()
+    assert door.start_build(patient, ended.set)
+    assert ended.wait(30)
+    assert door.failures == {}
 
 
 def test_the_settings_of_a_build_are_its_own(door: Postgres) -> None:
@@ -361,6 +418,30 @@ def test_what_keeps_us_out_is_told_apart(
     assert door.identity.password not in str(raised.value)
 
 
+def test_a_server_that_asks_for_the_password_itself_does_not_get_it(door: Postgres) -> None:
+    heard: list[bytes] = []
+    with (
+        thief(heard) as port,
+        closing(Postgres(replace(door.server, host="127.0.0.1", port=port), door.identity)) as robbed,
+        pytest.raises(DatabaseRefused, match="cleartext"),
+        robbed.read(),
+    ):
+        pass
+    assert heard == []
+
+
+def test_a_pooler_is_told_from_postgresql(door: Postgres) -> None:
+    with door.probe() as connection:
+        assert not is_pooled(connection)
+    server = replace(door.server, host="127.0.0.1")
+    with (
+        pooler(server.port) as port,
+        closing(Postgres(replace(server, port=port), door.identity)) as pooled,
+        pooled.probe() as connection,
+    ):
+        assert is_pooled(connection)
+
+
 def test_a_login_that_is_no_member_of_the_operator_hears_what_grants_it(database: Database) -> None:
     run_as_superuser(database.dsn, "CREATE ROLE stranger LOGIN PASSWORD 'x'")
     try:
@@ -393,10 +474,21 @@ def test_a_right_that_is_missing_is_a_prerequisite(door: Postgres) -> None:
         run(connection, Sql("SELECT * FROM pg_authid"))
 
 
-def test_a_mistake_of_ours_is_not_dressed_up(door: Postgres) -> None:
-    with pytest.raises(Exception, match="syntax") as raised, door.read() as connection:
-        run(connection, Sql("SELEC 1"))
-    assert not isinstance(raised.value, PolarisError)
+@pytest.mark.parametrize(
+    ("statement", "state"),
+    [
+        ("SELEC 'of a document'", "42601 (syntax_error)"),
+        ("SELECT 'of a document'::integer", "22P02 (invalid_text_representation)"),
+        ("DO $$ BEGIN RAISE 'of a document' USING ERRCODE = 'XX999'; END $$", "XX999"),
+    ],
+)
+def test_of_an_error_that_nobody_expected_the_sqlstate_is_told_and_no_text(
+    door: Postgres, statement: str, state: str
+) -> None:
+    with pytest.raises(Refused) as raised, door.read() as connection:
+        run(connection, Sql(statement))
+    assert str(raised.value) == f"PostgreSQL refuses with SQLSTATE {state}"
+    assert blocked_by(raised.value).reason == Reason.RETRYING
 
 
 def test_sessions_that_were_cut_are_unavailable_and_the_next_one_works(

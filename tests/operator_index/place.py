@@ -6,12 +6,13 @@ What runs is what `polaris operator --files` runs, one pass at a time.
 from __future__ import annotations
 
 import ast
+import json
 import re
 import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from polaris.errors import PolarisError
 from polaris.spec import PolarisIndexSpec, TlsMode, parse_spec
 from polaris.sql import identifier
 from polaris_cli.up.postgres import PostgresServer
-from polaris_operator import bootstrap, database, index
+from polaris_operator import bootstrap
 from polaris_operator.apply import apply
 from polaris_operator.databases import Databases
 from polaris_operator.doors import Doors
@@ -33,9 +34,10 @@ from polaris_operator.objects import Key, Resource
 from polaris_operator.patrol import patrol
 from polaris_operator.postgres import Identity, Postgres, Server
 from polaris_operator.reconcile import Reconciler, Sides
+from polaris_operator.sides import database, index
 from polaris_operator.steps import Plan, Step
 from polaris_operator.world.database import Process
-from polaris_operator.world.index import IndexFacts
+from polaris_operator.world.index import IndexAndLogins
 
 MAIN = Key("PolarisDatabase", "rag", "main")
 DIMENSION = 8
@@ -55,7 +57,9 @@ class Place:
         self.woken: set[Key] = set()
         self.errors: list[PolarisError] = []
         """Of the last round of passes."""
-        self._login()
+        self.login = f"login_{uuid.uuid4().hex[:12]}"
+        self._secret()
+        self._grant(place)
         self.put(_database_manifest(place))
         self.start()
 
@@ -89,6 +93,26 @@ class Place:
         self.stop()
         self.start()
 
+    @contextmanager
+    def elsewhere(self, server: PostgresServer) -> Iterator[None]:
+        """Let the database lead to one of the same name in another server, and then back."""
+        home = self.database
+        with database_in(server, home.name) as away:
+            self._grant(away)
+            try:
+                self.lead_to(away)
+                self.go(MAIN)
+                self.offer()
+                yield
+            finally:
+                self.lead_to(home)
+        self.objects.look()
+
+    def lead_to(self, database: Database) -> None:
+        """Write host and port of a database into its manifest."""
+        self.database = database
+        self.put(_database_manifest(database))
+
     # Manifests
 
     def put(self, manifest: dict[str, Any]) -> Key:
@@ -101,6 +125,20 @@ class Place:
     def remove(self, key: Key) -> None:
         """Remove a manifest from the folder."""
         self._file(key).unlink()
+
+    def age_deletion(self, key: Key) -> None:
+        """Begin again, a day after the object was deleted."""
+        self._edit(key, deleted_at=(datetime.now(UTC) - timedelta(days=1)).isoformat())
+
+    def edit_deleted(self, key: Key, **changes: Any) -> None:
+        """Begin again with another spec of an object that is being deleted, as in a cluster one may."""
+        self._edit(key, spec={**self.resource(key).spec, **changes})
+
+    def _edit(self, key: Key, **changes: Any) -> None:
+        self.stop()
+        file = self.data / "objects" / key.kind / key.namespace / f"{key.name}.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+        self.start()
 
     def _file(self, key: Key) -> Path:
         return self.manifests / f"{key.kind}-{key.namespace}-{key.name}.yaml".lower()
@@ -162,7 +200,7 @@ class Place:
         assert found is not None
         return found
 
-    def look(self, key: Key) -> tuple[Resource, PolarisIndexSpec, IndexFacts]:
+    def look(self, key: Key) -> tuple[Resource, PolarisIndexSpec, IndexAndLogins]:
         """Gather, and nothing else."""
         found = self.resource(key)
         spec = parse_spec(PolarisIndexSpec, found.spec)
@@ -252,21 +290,23 @@ class Place:
         plain: dict[str, Any] = ast.literal_eval(text)
         return plain
 
-    def _login(self) -> None:
+    def _grant(self, database: Database) -> None:
         """Grant what administrators grant, and make the operator a login that is no superuser."""
         superuser = Postgres(
-            Server(self.database.server.host, self.database.server.port, self.database.name, TlsMode.DISABLE),
-            Identity(self.database.server.superuser, self.database.server.password),
+            Server(database.server.host, database.server.port, database.name, TlsMode.DISABLE),
+            Identity(database.server.superuser, database.server.password),
         )
-        superuser.administer(bootstrap.statements(self.database.name, vault=False))
+        superuser.administer(bootstrap.statements(database.name, vault=False))
         superuser.close()
-        login = f"login_{uuid.uuid4().hex[:12]}"
-        self.sql(f"CREATE ROLE {login} LOGIN PASSWORD 'secret' IN ROLE {names.OPERATOR_ROLE}")
+        servers.run(
+            database.dsn, f"CREATE ROLE {self.login} LOGIN PASSWORD 'secret' IN ROLE {names.OPERATOR_ROLE}"
+        )
+
+    def _secret(self) -> None:
         secret = self.data / "secrets" / MAIN.namespace / "admin"
         secret.mkdir(parents=True)
-        (secret / "username").write_text(login, encoding="utf-8")
+        (secret / "username").write_text(self.login, encoding="utf-8")
         (secret / "password").write_text("secret", encoding="utf-8")
-        self.login = login
 
 
 _FINGERPRINT = {
@@ -352,10 +392,13 @@ def place_in(server: PostgresServer) -> Iterator[Place]:
 
 
 @contextmanager
-def database_in(server: PostgresServer) -> Iterator[Database]:
+def database_in(server: PostgresServer, name: str | None = None) -> Iterator[Database]:
     """A fresh database with `vector`. Roles stay in the server, under names that nobody else draws."""
     made = make_database(server)
     try:
+        if name is not None:
+            servers.run(server.superuser_dsn, f"ALTER DATABASE {made.name} RENAME TO {name}")
+            made = Database(server, name)
         yield made
     finally:
         servers.drop_database(made)

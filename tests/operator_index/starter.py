@@ -10,11 +10,11 @@ import threading
 import uuid
 from pathlib import Path
 
-from polaris_operator import database, index
 from polaris_operator.databases import Databases
 from polaris_operator.folder import FolderObjects
 from polaris_operator.patrol import patrol
 from polaris_operator.reconcile import Reconciler, Sides
+from polaris_operator.sides import database, index
 from polaris_operator.world.database import Process
 
 

@@ -281,6 +281,22 @@ def test_after_a_load_the_index_serves_also_where_its_operator_died(here: Place)
     assert said_of(here.go(key), "Ready")["status"] == "True"
 
 
+def test_a_build_after_a_load_that_waits_for_a_writer_tells_for_whom(here: Place) -> None:
+    key = here.ready()
+    here.sql("UPDATE polaris.generations SET load_requested_at = now()")
+    here.go(key)
+    here.fill(key, ROWS)
+    here.sql("UPDATE polaris.generations SET load_requested_at = NULL")
+
+    with held_up(here, key):
+        status = here.until(key, lambda said: "waiting for" in said_of(said, "Ready")["message"])
+    assert "idle in transaction" in said_of(status, "Ready")["message"]
+    assert said_of(status, "Stalled") == {}
+
+    assert said_of(here.go_until(key, "Ready"), "Serving")["status"] == "True"
+    assert here.errors == []
+
+
 # --- the door
 
 

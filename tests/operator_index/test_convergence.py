@@ -42,12 +42,13 @@ from polaris_operator.steps import BuildIndex, statements
 from polaris_operator.world.index import (
     BuildFailure,
     GenerationRow,
-    IndexFacts,
+    IndexAndLogins,
     IndexRow,
     IndexWorld,
     Model,
     build_lock,
 )
+from soak import times
 
 LANG = {"name": "lang", "type": "keyword"}
 YEAR = {"name": "year", "type": "integer"}
@@ -143,12 +144,15 @@ def comparable(found: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.postgres
+@pytest.mark.soak
 @given(
     harm=st.lists(st.sampled_from(sorted(DRIFT)), max_size=3, unique=True),
     changes=st.fixed_dictionaries({}, optional=EDITS),
     rows=st.sampled_from([0, 30]),
 )
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=times(10, 200), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_whatever_was_damaged_and_whatever_is_asked_for_it_comes_true(
     long_lived: Place,
     reference: Callable[[dict[str, Any]], dict[str, Any]],
@@ -248,8 +252,9 @@ def rows_of(draw: st.DrawFn, of: PolarisIndexSpec) -> IndexRow:
 
 
 @pytest.mark.unit
+@pytest.mark.soak
 @given(world=worlds(), of=SPECS, deleted=st.booleans())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=times(100, 10_000), deadline=None)
 def test_of_any_world_something_sensible_is_decided(
     world: IndexWorld, of: PolarisIndexSpec, *, deleted: bool
 ) -> None:
@@ -275,13 +280,14 @@ def test_of_any_world_something_sensible_is_decided(
 
 
 @pytest.mark.unit
+@pytest.mark.soak
 @given(world=worlds(), of=SPECS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=times(100, 10_000), deadline=None)
 def test_of_any_world_the_conditions_agree_with_each_other(world: IndexWorld, of: PolarisIndexSpec) -> None:
     asked = resource(of, finalizers=(FINALIZER,) if of.deletion_policy == "Delete" else ())
     plan = plan_index(asked, of, world, NOW)
 
-    status = index_status(asked, of, IndexFacts(world), plan, NOW)
+    status = index_status(asked, of, IndexAndLogins(world), plan, NOW)
 
     said = {condition.type: condition.status for condition in status.conditions}
     assert list(said)[:4] == ["Ready", "Serving", "CredentialsFresh", "RecallMet"]

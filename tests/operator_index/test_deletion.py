@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -7,8 +8,10 @@ import pytest
 from operator_index.place import Place, index_manifest, said_of
 from operator_index.worlds import CATALOG, NOW, resource, row, spec
 from polaris.status import Reason
+from polaris_cli.up.postgres import LocalPostgres
 from polaris_operator.collector import is_orphan
 from polaris_operator.objects import Key
+from polaris_operator.steps import Step
 
 DELETE: dict[str, Any] = {"deletionPolicy": "Delete"}
 ACCESS: dict[str, Any] = {"access": [{"name": "reporting", "secretName": "handbook-reporting"}]}
@@ -174,6 +177,166 @@ def test_an_index_that_another_installation_owns_survives_the_deletion_of_its_na
 
 
 @pytest.mark.postgres
+def test_an_index_whose_database_led_to_another_server_for_a_while_keeps_its_data(
+    here: Place, postgres16: LocalPostgres
+) -> None:
+    key = here.ready(**DELETE)
+    here.fill(key, 40)
+    before, label = here.fingerprint(key), here.resource(key).status["catalog"]
+
+    with here.elsewhere(postgres16):
+        here.go_until(key, "Ready")
+        assert here.resource(key).status["catalog"] != label
+        assert here.one(f"SELECT count(*) FROM {here.schema(key)}.g1_chunks") == 0
+    here.go()
+    here.go_until(key, "Ready")
+
+    assert here.fingerprint(key) == before
+    assert here.resource(key).status["catalog"] == label
+    assert here.one(f"SELECT count(*) FROM {here.schema(key)}.g1_chunks") == 40
+
+
+def shut_out(place: Place) -> None:
+    """To a client this is a server that is starting, full or gone."""
+    place.sql(f"ALTER ROLE {place.login} CONNECTION LIMIT 0")
+    end = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE usename = %s"
+    place.sql(end, place.login)
+
+
+def let_in(place: Place) -> None:
+    place.sql(f"ALTER ROLE {place.login} CONNECTION LIMIT -1")
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize(
+    "kept",
+    [{"deletionPolicy": "Retain"}, {**DELETE, "suspend": True}],
+    ids=["Retain", "Delete and suspended"],
+)
+def test_an_object_that_keeps_its_data_is_held_until_the_catalog_knows(
+    here: Place, kept: dict[str, Any]
+) -> None:
+    key = here.ready(**DELETE)
+    here.fill(key, 40)
+    schema = here.schema(key)
+    shut_out(here)
+    here.put(index_manifest(**kept))
+    here.go(key)
+
+    here.remove(key)
+    here.objects.look()
+    here.age_deletion(key)
+    here.go()
+    status = here.go(key)
+
+    assert "held until the catalog knows that its data is kept" in said_of(status, "Ready")["message"]
+    let_in(here)
+    here.go()
+    here.go()
+    assert here.objects.get(key) is None
+    assert here.one("SELECT state FROM polaris.indexes") == "released"
+    assert here.one(f"SELECT count(*) FROM {schema}.g1_chunks") == 40
+
+
+@pytest.mark.postgres
+def test_with_delete_the_object_goes_after_its_deadline_and_its_data_when_the_database_is_back(
+    here: Place,
+) -> None:
+    key = here.ready(**DELETE)
+    shut_out(here)
+    here.remove(key)
+    here.objects.look()
+    here.go(key)
+    assert here.objects.get(key) is not None
+
+    here.age_deletion(key)
+    here.go()
+
+    assert here.objects.get(key) is None
+    let_in(here)
+    here.go()
+    assert here.one("SELECT count(*) FROM polaris.indexes") == 0
+
+
+@pytest.mark.postgres
+def test_after_a_long_absence_the_database_is_asked_before_an_object_is_given_up(here: Place) -> None:
+    key = here.ready(**DELETE)
+    here.remove(key)
+    here.objects.look()
+    here.age_deletion(key)
+
+    here.reconciler.reconcile(key)
+
+    assert here.objects.get(key) is not None
+
+
+@pytest.mark.postgres
+def test_from_delete_to_retain_a_crash_between_any_two_steps_costs_no_data(here: Place) -> None:
+    done = 0
+    while True:
+        key = here.ready(**DELETE)
+        here.sql(f"TRUNCATE {here.schema(key)}.stored_documents, {here.schema(key)}.g1_chunks")
+        here.fill(key, 40, seed=done + 1)
+        here.put(index_manifest())
+        here.objects.look()
+        steps = here.decide(key).steps
+        lost_at(here, key, done, steps)
+        if done == len(steps):
+            break
+        done += 1
+
+    assert done == 3
+
+
+@pytest.mark.postgres
+def test_taken_up_again_an_index_that_was_to_be_deleted_is_the_new_objects(here: Place) -> None:
+    key = here.ready(**DELETE)
+    here.fill(key, 40)
+    here.put(index_manifest(**DELETE, suspend=True))
+    here.go(key)
+    here.remove(key)
+    here.go()
+    here.sql("UPDATE polaris.indexes SET deletion_policy = 'Delete'")
+
+    here.put(index_manifest())
+    here.objects.look()
+
+    lost_at(here, key, 1, here.decide(key).steps)
+
+
+def lost_at(place: Place, key: Key, done: int, steps: Sequence[Step]) -> None:
+    """Crash after so many steps, lose the object meanwhile, and see that its data is kept."""
+    schema = place.schema(key)
+    place.act(key, steps[:done])
+    place.stop()
+    place.remove(key)
+    place.start()
+    place.go()
+    place.go()
+    assert place.objects.get(key) is None
+    assert place.one("SELECT state FROM polaris.indexes") == "released", [s.sentence for s in steps[:done]]
+    assert place.one(f"SELECT count(*) FROM {schema}.g1_chunks") == 40
+
+
+@pytest.mark.postgres
+def test_a_removal_that_has_begun_stops_where_the_object_keeps_its_data_after_all(here: Place) -> None:
+    key = here.ready(**DELETE)
+    here.fill(key, 40)
+    schema = here.schema(key)
+    here.sql(f"CREATE SCHEMA theirs; CREATE VIEW theirs.report AS SELECT * FROM {schema}.documents")
+    here.remove(key)
+    here.until(key, lambda _: here.errors)
+    assert here.one("SELECT state FROM polaris.indexes") == "deleting"
+
+    here.edit_deleted(key, deletionPolicy="Retain")
+    here.go()
+
+    assert here.objects.get(key) is None
+    assert here.one("SELECT state FROM polaris.indexes") == "released"
+    assert here.one(f"SELECT count(*) FROM {schema}.g1_chunks") == 40
+
+
+@pytest.mark.postgres
 def test_an_object_that_was_never_made_true_goes_at_once(place: Place) -> None:
     key = place.put(index_manifest(**DELETE))
     place.go()
@@ -186,6 +349,10 @@ def test_an_object_that_was_never_made_true_goes_at_once(place: Place) -> None:
     assert place.objects.get(key) is None
 
 
+OTHER = spec(databaseRef={"name": "other"})
+ELSEWHERE: dict[str, Any] = {"status": {"catalog": "deadbeef/1"}}
+
+
 @pytest.mark.unit
 @pytest.mark.parametrize(
     ("state", "found", "known", "orphan"),
@@ -194,7 +361,10 @@ def test_an_object_that_was_never_made_true_goes_at_once(place: Place) -> None:
         ("active", None, False, False),
         ("active", resource(spec()), True, False),
         ("active", resource(spec(), status={"catalog": f"{CATALOG}/7"}), True, False),
-        ("active", resource(spec(), status={"catalog": "deadbeef/1"}), True, True),
+        ("active", resource(spec(), **ELSEWHERE), True, False),
+        ("active", resource(spec(), uid="uid-2", **ELSEWHERE), True, False),
+        ("active", resource(OTHER, **ELSEWHERE), True, False),
+        ("active", resource(OTHER, uid="uid-2", **ELSEWHERE), True, True),
         ("released", None, True, False),
         ("deleting", None, True, True),
         ("deleting", None, False, False),
@@ -206,7 +376,10 @@ def test_an_object_that_was_never_made_true_goes_at_once(place: Place) -> None:
         "not seen, in a listing that is not complete",
         "there",
         "there, and true here",
-        "a new one, true in another database",
+        "there, and true elsewhere while its database led elsewhere",
+        "a new one, true elsewhere while its database led elsewhere",
+        "there, and of another way into this database, which led elsewhere for a while",
+        "a new one, of another database and true there",
         "released already",
         "gone in the middle of its removal",
         "in the middle of its removal, and the listing is not complete",
@@ -217,4 +390,5 @@ def test_an_object_that_was_never_made_true_goes_at_once(place: Place) -> None:
 def test_only_what_nobody_wants_any_more_is_collected(
     *, state: Any, found: Any, known: bool, orphan: bool
 ) -> None:
-    assert is_orphan(row(spec(), state=state), CATALOG, found, known=known) == orphan
+    here = Key("PolarisDatabase", "team", "main")
+    assert is_orphan(row(spec(), state=state), CATALOG, found, here, known=known) == orphan

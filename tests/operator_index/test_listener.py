@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from operator_index.place import PATIENCE_SECONDS, Place
+from operator_index.place import MAIN, PATIENCE_SECONDS, Place
 from polaris_operator.objects import Key
 
 pytestmark = pytest.mark.postgres
@@ -41,12 +41,14 @@ def test_a_wish_for_a_bulk_load_is_heard_and_so_is_its_end(here: Place) -> None:
     assert woken(here) == {key}
 
 
-def test_a_listener_that_lost_its_session_hears_again(here: Place) -> None:
+def test_a_listener_that_lost_its_session_has_the_database_looked_at_and_hears_again(here: Place) -> None:
     key = here.ready()
     here.sql(
         "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
         " WHERE datname = current_database() AND application_name LIKE '%/listen/%'"
     )
+    assert woken(here) == {MAIN}
+    assert woken(here) == {MAIN}  # It has a session again.
 
     ask(here, "now()")
 

@@ -9,6 +9,7 @@ from operator_index.place import MAIN, Place, index_manifest, said_of
 from parts import servers
 from polaris.names import ADOPT_ANNOTATION
 from polaris.status import Reason
+from polaris_cli.up.postgres import LocalPostgres
 from polaris_operator.objects import Key
 
 pytestmark = pytest.mark.postgres
@@ -103,16 +104,56 @@ def test_a_model_that_nobody_embeds_with_stalls_and_a_worker_that_comes_mends_it
     assert said_of(status, "Stalled") == {}
 
 
-def test_an_index_waits_for_its_database(place: Place) -> None:
+def test_an_index_waits_for_its_database_and_says_nothing_before_that_was_looked_at(place: Place) -> None:
     key = Key("PolarisIndex", "team", "handbook")
     place.put(index_manifest())
     place.objects.look()
 
     place.reconciler.reconcile(key)
 
-    status = dict(place.resource(key).status)
-    assert said_of(status, "Ready")["reason"] == Reason.DATABASE_NOT_READY
-    assert said_of(status, "Stalled") == {}
+    assert dict(place.resource(key).status) == {}
+    place.reconciler.reconcile(MAIN)
+    assert key in place.woken
+
+
+def test_from_first_sight_to_ready_one_status_is_written(here: Place) -> None:
+    key = here.ready()
+    here.go()
+    # The first version is the person's.
+    assert here.resource(key).resource_version == "2"
+
+
+def test_after_a_restart_nothing_is_written_of_what_did_not_change(here: Place) -> None:
+    key = here.ready()
+    here.go(MAIN)  # It tells how many indexes there are.
+    versions = [here.resource(one).resource_version for one in (MAIN, key)]
+
+    here.restart()
+    here.reconciler.reconcile(key)
+    here.go()
+    here.go()
+
+    assert [here.resource(one).resource_version for one in (MAIN, key)] == versions
+
+
+def test_an_index_whose_postgresql_is_away_is_not_said_to_serve(here: Place) -> None:
+    key = here.ready()
+
+    # To a client this is a server that is starting, full or gone.
+    here.sql(f"ALTER ROLE {here.login} CONNECTION LIMIT 0")
+    here.sql("SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE usename = %s", here.login)
+    here.go(key)
+    status = here.go(key)
+    assert said_of(status, "Serving")["status"] == "Unknown"
+    assert said_of(status, "Serving")["reason"] == Reason.DATABASE_UNAVAILABLE
+    assert said_of(status, "Ready")["status"] == "False"
+    version = here.resource(key).resource_version
+    here.go(key)
+    assert here.resource(key).resource_version == version
+
+    here.sql(f"ALTER ROLE {here.login} CONNECTION LIMIT -1")
+    status = here.go_until(key, "Ready")
+    assert said_of(status, "Serving")["status"] == "True"
 
 
 # --- logins
@@ -145,6 +186,30 @@ def test_a_login_that_is_asked_for_no_more_is_gone(here: Place) -> None:
     assert status["credentials"] == []
     assert here.objects.secret("team", "handbook-reporting") is None
     assert here.one("SELECT state FROM polaris.credentials WHERE owner = 'index/1'") == "revoked"
+
+
+def test_a_login_that_resists_its_end_is_in_nobodys_way(here: Place) -> None:
+    key = here.ready(access=[{"name": "reporting", "secretName": "handbook-reporting"}])
+    old = {}
+    for name in ("reporting", "query"):
+        old[name] = here.one("SELECT username FROM polaris.credentials WHERE name = %s", name)
+        here.sql(f"CREATE TABLE public.of_{name} (); ALTER TABLE public.of_{name} OWNER TO {old[name]}")
+    here.sql(
+        "UPDATE polaris.credentials SET state = 'superseded', superseded_at = now() - interval '1 hour'"
+        " WHERE name = 'query'"
+    )
+    here.put(index_manifest())
+
+    status, database = here.go(key), here.go(MAIN)
+
+    assert here.errors == []
+    for said in (status, database):
+        assert said_of(said, "Ready")["status"] == "True"
+    published = "SELECT username FROM polaris.credentials WHERE name = 'query' AND state = 'published'"
+    assert here.one(published) != old["query"]
+    here.sql("DROP TABLE public.of_reporting, public.of_query")
+    here.go()
+    assert here.sql("SELECT rolname FROM pg_roles WHERE rolname = ANY(%s)", list(old.values())) == []
 
 
 # --- drift
@@ -318,6 +383,48 @@ def test_what_needs_a_new_generation_is_shown_while_the_old_one_serves(here: Pla
 
 
 # --- whose is it
+
+
+def test_a_database_that_leads_to_another_server_is_taken_over_there_and_again_at_home(
+    here: Place, postgres16: LocalPostgres
+) -> None:
+    key = here.ready()
+    for _ in range(2):
+        here.restart()  # Each process raises the epoch here.
+        here.go()
+
+    with here.elsewhere(postgres16):
+        assert here.errors == []
+        assert here.one("SELECT epoch FROM polaris.fences") == 1
+        here.until(MAIN, lambda _: listens(here))
+        here.go_until(key, "Ready")
+    here.go()
+
+    assert here.errors == []
+    assert said_of(dict(here.resource(MAIN).status), "Ready")["status"] == "True"
+    assert said_of(here.go(key), "Ready")["status"] == "True"
+    here.until(MAIN, lambda _: listens(here))
+
+
+def listens(place: Place) -> bool:
+    return bool(
+        place.sql(
+            "SELECT 1 FROM pg_stat_activity WHERE application_name LIKE 'polaris-operator/%/listen/%'"
+            " AND datname = current_database()"
+        )
+    )
+
+
+def test_a_server_that_was_restored_from_a_backup_is_taken_over_again(here: Place) -> None:
+    here.restart()
+    here.go()
+    here.sql("UPDATE polaris.fences SET epoch = 1, holder = 'the process of the backup'")
+
+    status = here.go(MAIN)
+
+    assert here.errors == []
+    assert said_of(status, "Ready")["status"] == "True"
+    assert said_of(status, "Stalled") == {}
 
 
 def test_two_installations_that_claim_one_name(here: Place) -> None:

@@ -415,6 +415,24 @@ def failed(count: int, seconds_ago: int) -> IndexWorld:
     return replace(world, failures={VECTOR: BuildFailure("No space left on device", at, count)})
 
 
+@pytest.mark.parametrize(("seconds_ago", "again"), [(299, False), (301, True)])
+def test_a_build_that_did_not_get_its_lock_is_tried_again_and_again_and_stalls_nothing(
+    *, seconds_ago: int, again: bool
+) -> None:
+    world = failed(9, seconds_ago)
+    world = replace(world, failures={VECTOR: replace(world.failures[VECTOR], late=True)})
+
+    decided = plan(world)
+
+    assert decided.blocked is not None
+    assert (decided.blocked.reason, decided.blocked.stalled) == (Reason.BUILDING_INDEX, False)
+    assert bool(decided.steps) == again
+    if again:
+        action = decided.steps[0].action
+        assert isinstance(action, BuildIndex)
+        assert action.settings["max_parallel_maintenance_workers"] == str(SPEC.build.parallel_workers)
+
+
 @pytest.mark.parametrize(
     ("count", "seconds_ago", "again", "stalled"),
     [(1, 10, False, False), (1, 31, True, None), (3, 31, False, True), (3, 121, True, None)],
@@ -623,6 +641,13 @@ def test_the_deletion_policy_is_written_down_whatever_else_waits() -> None:
 
     assert [type(step.action) for step in decided.steps] == [SetFinalizer, Execute]
     assert "deletion_policy = 'Delete'" in text(decided)
+
+
+def test_the_object_is_held_for_as_long_as_the_catalog_may_say_delete() -> None:
+    decided = plan(made(DELETE), SPEC, finalizers=(FINALIZER,))
+
+    assert "deletion_policy = 'Retain'" in statements(decided.steps[0].action)
+    assert [step.action for step in decided.steps][1:2] == [SetFinalizer(present=False)]
 
 
 # --- bulk loads
@@ -903,20 +928,29 @@ def test_after_its_deadline_the_object_goes_and_its_row_says_what_is_left_to_do(
 
 
 @pytest.mark.parametrize(
-    ("world", "of"),
+    ("world", "of", "first"),
     [
-        (made(DELETE), spec(deletionPolicy="Delete", suspend=True)),
-        (made(SPEC), SPEC),
+        (made(DELETE), spec(deletionPolicy="Delete", suspend=True), [Reason.SPEC_CHANGED]),
+        (made(DELETE), SPEC, [Reason.SPEC_CHANGED]),
+        (made(SPEC), SPEC, []),
     ],
-    ids=["suspended", "retained"],
+    ids=["suspended", "retained, which the catalog does not know yet", "retained"],
 )
 def test_deleted_without_consent_to_delete_the_data_is_released(
-    world: IndexWorld, of: PolarisIndexSpec
+    world: IndexWorld, of: PolarisIndexSpec, first: list[Reason]
 ) -> None:
     decided = plan(world, of, **deleted())
 
-    assert reasons(decided) == [Reason.RELEASED, Reason.DELETED]
+    assert reasons(decided) == [*first, Reason.RELEASED, Reason.DELETED]
     assert "DROP" not in text(decided)
+
+
+def test_after_its_deadline_an_object_that_keeps_its_data_waits_for_no_login() -> None:
+    decided = plan(made(DELETE), SPEC, **deleted(seconds_ago=601))
+
+    assert "deletion_policy = 'Retain'" in statements(decided.steps[0].action)
+    assert decided.steps[-1].action == SetFinalizer(present=False)
+    assert len(decided.steps) == 2
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,12 @@ from polaris.spec import Metric
 from polaris.status import Reason
 from polaris_operator.objects import Key
 from polaris_operator.observe.recall import measure
-from polaris_operator.plan.recall import LADDER, Measured, choose, record
+from polaris_operator.plan.recall import LADDER, SAMPLES, Measured, at_least, choose, record
 from polaris_operator.steps import MeasureRecall
 
 ROWS = 600
+ALL = 10**12
+"""So many neighbours were looked for that nothing is left to chance."""
 SPARSE: dict[str, Any] = {"index": {"m": 2, "efConstruction": 4}}
 
 
@@ -30,13 +32,42 @@ SPARSE: dict[str, Any] = {"index": {"m": 2, "efConstruction": 4}}
 def test_the_smallest_that_keeps_the_promise_is_chosen(steps: list[float], target: float) -> None:
     grows = dict(zip(LADDER, np.minimum(np.cumsum(steps), 1.0), strict=True))
 
-    chosen = choose(target, lambda ef: float(grows[ef]), 64)
+    chosen = choose(target, lambda ef: float(grows[ef]), 64, ALL)
 
-    kept = [ef for ef in LADDER if grows[ef] >= target]
+    bound = min(target, at_least(1.0, ALL))
+    kept = [ef for ef in LADDER if at_least(grows[ef], ALL) >= bound]
     if kept:
         assert chosen.ef_search == kept[0]
     else:
         assert chosen.recall == max(grows.values())
+
+
+@pytest.mark.unit
+@given(found=st.integers(0, 1000), vectors=st.sampled_from(SAMPLES))
+def test_the_true_recall_is_taken_to_be_lower_than_what_was_measured(found: int, vectors: int) -> None:
+    recall = found / 1000
+    assert 0 <= at_least(recall, 10 * vectors) <= recall + 1e-12
+    assert at_least(recall, 10 * vectors) <= at_least(recall, 100 * vectors)
+
+
+@pytest.mark.unit
+def test_what_is_promised_is_found_by_nineteen_of_twenty_indexes_though_each_is_measured_on_a_sample() -> (
+    None
+):
+    """Each rung finds a neighbour with its own chance; a sample of them is what is measured."""
+    true = {ef: 1 - 0.9 / ef for ef in LADDER}
+    random = np.random.default_rng(7)
+    chosen = [
+        choose(0.98, lambda ef: random.binomial(1000, true[ef]) / 1000, 64, 1000).ef_search
+        for _ in range(500)
+    ]
+    assert np.mean([true[ef] >= 0.98 for ef in chosen]) >= 0.95
+
+
+@pytest.mark.unit
+def test_a_sample_too_small_for_any_proof_is_content_with_all_of_it() -> None:
+    chosen = choose(0.98, lambda ef: 1.0 if ef >= 96 else 0.9, 64, 10)
+    assert chosen == Measured(96, 1.0)
 
 
 @pytest.mark.unit
@@ -47,14 +78,14 @@ def test_four_measurements_are_enough() -> None:
         asked.append(ef_search)
         return 0.9
 
-    choose(0.98, measured, 64)
+    choose(0.98, measured, 64, ALL)
 
     assert len(asked) <= 4
 
 
 @pytest.mark.unit
 def test_without_time_for_a_measurement_nothing_changes() -> None:
-    assert choose(0.98, lambda _: None, 77) == Measured(77, None)
+    assert choose(0.98, lambda _: None, 77, ALL) == Measured(77, None)
 
 
 @pytest.mark.unit
@@ -121,7 +152,7 @@ def test_what_is_measured_is_what_the_index_finds(here: Place) -> None:
     assert measured.ef_search == LADDER[0]
     assert measured.recall is not None
     assert rows == ROWS
-    # The two samples differ: 50 vectors, 500 neighbours, of which three standard deviations.
+    # The two samples differ: see SAMPLES; three standard deviations of the smaller one.
     assert abs(measured.recall - true) < 3 * (true * (1 - true) / 50) ** 0.5 + 0.02
 
 

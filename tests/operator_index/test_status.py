@@ -28,7 +28,7 @@ from polaris.status import IndexStatus, Reason
 from polaris_operator.conditions.index import index_status, plan_hash
 from polaris_operator.plan.index import plan_index
 from polaris_operator.world.credentials import CredentialsWorld
-from polaris_operator.world.index import Build, IndexFacts, IndexWorld
+from polaris_operator.world.index import Build, IndexAndLogins, IndexWorld
 
 pytestmark = pytest.mark.unit
 
@@ -41,7 +41,7 @@ READERS = spec(access=[{"name": "reporting", "secretName": "r"}])
 def status(world: IndexWorld, of: PolarisIndexSpec = SPEC, **changes: Any) -> IndexStatus:
     asked = resource(of, **changes)
     credentials = CredentialsWorld("index/7", "uid-1", CATALOG) if of.access else None
-    return index_status(asked, of, IndexFacts(world, credentials), plan_index(asked, of, world, NOW), NOW)
+    return index_status(asked, of, IndexAndLogins(world, credentials), plan_index(asked, of, world, NOW), NOW)
 
 
 def said(found: IndexStatus) -> dict[str, tuple[str, str]]:

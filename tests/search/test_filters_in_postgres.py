@@ -20,6 +20,7 @@ from polaris.spec import AttributeType
 from polaris.sql import compose
 from polaris_service.search.filters import compile_filter, parse
 from search.world import Chunk, Document, SearchIndex, World, spec
+from soak import times
 
 pytestmark = pytest.mark.postgres
 
@@ -205,7 +206,8 @@ def select(world: World, made: SearchIndex) -> Iterator[Callable[[Any], set[int]
         loop.close()
 
 
-@settings(max_examples=250, deadline=None)
+@pytest.mark.soak
+@settings(max_examples=times(250, 10_000), deadline=None)
 @given(tree=FILTERS)
 def test_postgres_selects_what_python_selects(
     select: Callable[[Any], set[int]], tree: dict[str, Any]
@@ -213,7 +215,8 @@ def test_postgres_selects_what_python_selects(
     assert select(tree) == {n for n, row in enumerate(ROWS) if matches(tree, row)}
 
 
-@settings(max_examples=100, deadline=None)
+@pytest.mark.soak
+@settings(max_examples=times(100, 5_000), deadline=None)
 @given(tree=FILTERS)
 def test_a_filter_and_its_opposite_share_all_rows_between_them(
     select: Callable[[Any], set[int]], tree: dict[str, Any]

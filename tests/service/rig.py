@@ -57,7 +57,7 @@ class Rig:
         await self._stack.enter_async_context(self.app.router.lifespan_context(self.app))
         transport = httpx.ASGITransport(self.app)
         self.http = await self._stack.enter_async_context(
-            httpx.AsyncClient(transport=transport, base_url="http://polaris", timeout=60)
+            httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60)
         )
         return self
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from parts import servers
+from polaris_service.documents import loading
 from polaris_service.embed.provider import Kind
 from service.made import Index
 from service.rig import Rig, until
@@ -226,19 +227,64 @@ async def test_ready_vectors_do_not_wait_behind_a_lock_of_a_build(rig: Rig, inde
     assert (result["status"], result["code"]) == (503, "index-not-ready")
 
 
+def requested(rig: Rig, index: Index) -> Any:
+    return rig.made.value(
+        "SELECT load_requested_at FROM polaris.generations WHERE index_id = %s", index.number
+    )
+
+
+async def let_load(rig: Rig, index: Index) -> None:
+    """Do what the operator does once a load is asked for."""
+    await until(lambda: requested(rig, index) is not None)
+    rig.made.set_state(index, "loading")
+
+
 async def test_a_bulk_load_of_ready_vectors_is_asked_for_and_taken_back(rig: Rig, index: Index) -> None:
     lines = [await ready(rig, f"d{n}", f"text {n}") for n in range(300)]
 
-    async def operator() -> None:
-        await until(lambda: requested() is not None)
-        rig.made.set_state(index, "loading")
-
-    def requested() -> Any:
-        return rig.made.value(
-            "SELECT load_requested_at FROM polaris.generations WHERE index_id = %s", index.number
-        )
-
-    results, _ = await asyncio.gather(rig.batch(index, lines), operator())
+    results, _ = await asyncio.gather(rig.batch(index, lines), let_load(rig, index))
     assert {result["status"] for result in results} == {202}
-    await until(lambda: requested() is None)
+    await until(lambda: requested(rig, index) is None)
     rig.made.check(index)
+
+
+@pytest.mark.parametrize(
+    ("lines", "seconds", "quiet"),
+    [(9_999, 60.0, 3.0), (10_000, 1.0, 0.1), (100_000, 8.0, 0.8), (1_000_000, 600.0, 3.0)],
+)
+def test_a_large_request_is_taken_for_a_whole_load_for_a_tenth_of_its_time(
+    lines: int, seconds: float, quiet: float
+) -> None:
+    assert loading.quiet_seconds(lines, seconds) == pytest.approx(quiet)
+
+
+async def test_a_load_that_another_process_renews_is_not_taken_back(rig: Rig, index: Index) -> None:
+    lines = [await ready(rig, f"d{n}", f"text {n}") for n in range(300)]
+    await asyncio.gather(rig.batch(index, lines), let_load(rig, index))
+    renewed = (
+        "UPDATE polaris.generations SET load_requested_at = now() + interval '1 hour' WHERE index_id = %s"
+    )
+    rig.made.run(f"{renewed} RETURNING 1", index.number)
+    await until(lambda: not rig.parts.loading.busy)
+    assert requested(rig, index) is not None
+
+
+async def test_of_two_who_make_the_same_documents_at_once_one_makes_the_second_version(
+    rig: Rig, index: Index
+) -> None:
+    def lines(text: str) -> list[dict[str, Any]]:
+        return [{"id": f"d{n}", "text": f"{text} {n}"} for n in range(200)]
+
+    batches = await asyncio.gather(
+        *(rig.batch(index, lines(text)) for text in ("one", "two", "two", "three"))
+    )
+    results = [result for batch in batches for result in batch]
+    assert {result["status"] for result in results} <= {200, 202}
+    written = [(result["id"], result["version"]) for result in results if result["status"] == 202]
+    assert len(set(written)) == len(written)
+    assert {id_ for id_, version in written if version == 1} == {f"d{n}" for n in range(200)}
+    kept = rig.made.run(
+        f"SELECT d.external_id, v.version FROM {index.table('stored_documents')} d"
+        f" JOIN {index.table('stored_versions')} v ON v.document_id = d.id"
+    )
+    assert sorted(kept) == sorted(written)

@@ -24,8 +24,9 @@ from polaris_service.embed.provider import Kind, Vectors
 from service.made import Index, Made, made_in
 from service.processes import running
 from service.rig import Rig, ndjson, until
+from soak import times
 
-pytestmark = [pytest.mark.postgres, pytest.mark.anyio]
+pytestmark = [pytest.mark.postgres, pytest.mark.anyio, pytest.mark.soak]
 
 SEED = 20261122
 
@@ -106,9 +107,9 @@ class Writer:
                 assert response.json()["text"] == text
 
 
-async def killed_again_and_again(program: Any, times: int, chance: random.Random) -> None:
-    """Start a program and kill it, `times` times."""
-    for _ in range(times):
+async def killed_again_and_again(program: Any, often: int, chance: random.Random) -> None:
+    """Start a program and kill it, so often."""
+    for _ in range(often):
         with ExitStack() as stack:
             started = await asyncio.to_thread(stack.enter_context, program())
             await asyncio.sleep(chance.uniform(0.1, 0.9))
@@ -132,7 +133,7 @@ async def test_a_worker_that_is_killed_at_any_moment_loses_and_doubles_nothing(
                 await asyncio.sleep(0.02)
 
         writing = asyncio.create_task(client())
-        await killed_again_and_again(worker, 4, chance)
+        await killed_again_and_again(worker, times(4, 100), chance)
         done.set()
         await writing
         with ExitStack() as stack:
@@ -150,7 +151,7 @@ async def test_a_service_that_is_killed_at_any_moment_loses_nothing_that_it_ackn
     made: Made, index: Index, tmp_path: Path
 ) -> None:
     chance, writer = random.Random(SEED), Writer(random.Random(SEED))
-    for _ in range(3):
+    for _ in range(times(3, 100)):
         with ExitStack() as stack:
             service = await asyncio.to_thread(stack.enter_context, running("service", made, tmp_path))
             async with httpx.AsyncClient(base_url=service.url, trust_env=False, timeout=30) as http:
@@ -207,7 +208,7 @@ async def test_postgresql_stopped_and_started_under_load_is_503_and_then_all_con
                     assert int(response.headers["retry-after"]) > 0
 
         clients = [asyncio.create_task(client()) for client in (write, write, search)]
-        for _ in range(2):
+        for _ in range(times(2, 20)):
             await until(lambda: 202 in writer.statuses)
             await asyncio.to_thread(own_postgres.stop)
             writer.statuses.clear()

@@ -150,7 +150,7 @@ def test_spans_tell_routes_and_statements_and_nothing_of_documents(own: Made, tm
                 assert http.put(path, json={"text": "of-somebody"}, headers=parent).status_code == 202
             service.terminate()
             service.wait()
-        assert '"trace_id": "' + "ab" * 16 in service.log()
+        assert f'"trace_id":"{"ab" * 16}"' in service.log()
     finally:
         collector.shutdown()
         collector.server_close()

@@ -12,7 +12,8 @@ import pytest
 
 from parts import servers
 from polaris import names
-from polaris_service.documents.behind import Failure, after_failure, embedded_text
+from polaris.sql import identifier
+from polaris_service.documents.behind import Failure, after_failure, embedded_text, outlast_the_embedder
 from service.made import Index, Made, spec
 from service.providers import POISON, Failing
 from service.rig import Rig, until
@@ -327,6 +328,41 @@ def test_the_wait_for_the_next_try_is_bounded() -> None:
 
 
 # --- reports ---
+
+
+async def test_a_claim_outlasts_what_the_server_allows_a_transaction(own: Made, provider: Failing) -> None:
+    database = identifier(own.database.name)
+    with closing(servers.connect(own.database.dsn)) as connection, connection.cursor() as cursor:
+        for setting in ("idle_in_transaction_session_timeout", "transaction_timeout", "statement_timeout"):
+            cursor.execute(f"ALTER DATABASE {database} SET {setting} = 400")
+    made = own.index("kept")
+    async with Rig(own, provider) as rig:
+        await rig.batch(made, [{"id": "d", "text": "a text"}])
+        provider.pause.clear()
+        async with rig.worker():
+            await until(lambda: provider.asked == 1)
+            await asyncio.sleep(0.8)
+            provider.pause.set()
+            await rig.level(made)
+        assert provider.asked == 1
+        own.check(made)
+
+
+async def test_the_locks_of_a_worker_that_vanished_go_within_a_minute(rig: Rig) -> None:
+    names_ = ["tcp_keepalives_idle", "tcp_keepalives_interval", "tcp_keepalives_count", "tcp_user_timeout"]
+
+    async def settings(connection: Any) -> list[int]:
+        shown = [await connection.fetchval("SELECT current_setting($1)", name) for name in names_]
+        return [int(re.sub(r"\D", "", value)) for value in shown]
+
+    async with rig.parts.database.connection("test") as connection:
+        assert await connection.fetchval("SELECT inet_client_addr() IS NOT NULL")
+        before = await settings(connection)
+        async with connection.transaction():
+            await outlast_the_embedder(connection)
+            idle, interval, count, _ = await settings(connection)
+            assert idle + interval * count <= 60
+        assert await settings(connection) == before
 
 
 async def test_a_worker_says_what_it_embeds_and_takes_it_back(own: Made, provider: Failing) -> None:

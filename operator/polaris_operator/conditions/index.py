@@ -29,14 +29,14 @@ from polaris_operator.plan.index import wanted_logins
 from polaris_operator.plan.ownership import is_own
 from polaris_operator.steps import Plan, Step, statements
 from polaris_operator.world.credentials import Wanted
-from polaris_operator.world.index import Build, GenerationRow, IndexFacts, IndexWorld
+from polaris_operator.world.index import Build, GenerationRow, IndexAndLogins, IndexWorld
 
 _SHOWN_STEPS = 50
 _SHOWN_CHARACTERS = 4000
 
 
 def index_status(
-    resource: Resource, spec: PolarisIndexSpec, facts: IndexFacts, plan: Plan, now: datetime
+    resource: Resource, spec: PolarisIndexSpec, facts: IndexAndLogins, plan: Plan, now: datetime
 ) -> IndexStatus:
     """Return the status from the world after the last step, and from what is left of the index's plan.
 
@@ -67,7 +67,9 @@ def index_status(
 # --- conditions ----------------------------------------------------------------------------------
 
 
-def ready(resource: Resource, spec: PolarisIndexSpec, facts: IndexFacts, plan: Plan, now: datetime) -> Said:
+def ready(
+    resource: Resource, spec: PolarisIndexSpec, facts: IndexAndLogins, plan: Plan, now: datetime
+) -> Said:
     """Return whether everything is as the spec says."""
     if plan.blocked is not None:
         return Said("Ready", "False", plan.blocked.reason, plan.blocked.message)
@@ -84,13 +86,13 @@ def ready(resource: Resource, spec: PolarisIndexSpec, facts: IndexFacts, plan: P
     return Said("Ready", "True", Reason.READY, f"it serves as its spec says{suffix}")
 
 
-def _unfit(resource: Resource, spec: PolarisIndexSpec, facts: IndexFacts, now: datetime) -> list[Wanted]:
+def _unfit(resource: Resource, spec: PolarisIndexSpec, facts: IndexAndLogins, now: datetime) -> list[Wanted]:
     """Return the logins that nobody can use now."""
     wanted, world = wanted_logins(resource, spec, facts.index), facts.credentials
     return [one for one in wanted if world is None or credentials.unfit(one, world, now)]
 
 
-def fresh(wanted: Sequence[Wanted], facts: IndexFacts, now: datetime) -> Said:
+def fresh(wanted: Sequence[Wanted], facts: IndexAndLogins, now: datetime) -> Said:
     """Return whether the logins of readers are there, and not due to be replaced."""
     if not wanted:
         return Said("CredentialsFresh", "True", Reason.FRESH, "no logins are asked for")

@@ -106,12 +106,17 @@ def _since(before: Mapping[str, Any] | None, said: Said, now: datetime) -> datet
 
 
 def interrupted(resource: Resource, blocked: Blocked, now: datetime) -> dict[str, Any]:
-    """Return the status of an object that could not be looked at: what was known, and why not now."""
-    about_now = ("Ready", "Reconciling", "Stalled")
-    said = [
-        Said("Ready", "False", blocked.reason, blocked.message),
-        *progress(Plan(blocked=blocked)),
-    ]
+    """Return the status of an object that could not be looked at: what was known, and why not now.
+
+    What an index did when it was looked at last says nothing about one whose PostgreSQL is away.
+    """
+    about_now = ["Ready", "Reconciling", "Stalled"]
+    said = [Said("Ready", "False", blocked.reason, blocked.message)]
+    served = condition(resource.status, "Serving").get("status", "False") != "False"
+    if served and blocked.reason == Reason.DATABASE_UNAVAILABLE:
+        about_now.append("Serving")
+        said.append(Said("Serving", "Unknown", blocked.reason, blocked.message))
+    said += progress(Plan(blocked=blocked))
     others = [c for c in resource.status.get("conditions", ()) if c["type"] not in about_now]
     made = [plain(condition) for condition in stamped(resource.status, said, resource.generation, now)]
     return {

@@ -24,6 +24,7 @@ from polaris_operator.plan.database import (
     own_owner,
     wanted_logins,
 )
+from polaris_operator.postgres import is_pooled
 from polaris_operator.world.database import (
     PUBLIC,
     CatalogSeen,
@@ -102,6 +103,7 @@ def gather_database(
     """
     with doors.postgres.probe() as connection:
         server = connection.execute(_SERVER).one()
+        pooled = is_pooled(connection)
         missing = tuple(_missing(connection, server.vector, vault=doors.vault is not None))
     fence = doors.postgres.fence
     world = DatabaseWorld(
@@ -110,10 +112,11 @@ def gather_database(
         server_version=server.version.split(" ")[0],
         server_version_number=server.number,
         standby=server.standby,
+        pooled=pooled,
         vector_version=server.vector,
         vector_available=server.available,
         missing=missing,
-        epoch=None if fence is None else fence.epoch,
+        fence=None if fence is None else FenceSeen(fence.epoch, fence.holder),
         own=doors.own,
         vault=doors.vault is not None,
     )

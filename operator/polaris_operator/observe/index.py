@@ -141,7 +141,10 @@ WHERE n.nspname = ANY(CAST(:schemas AS text[]))
 """)
 
 _LOCKS = text("""
-SELECT l.pid, (CAST(l.classid AS bigint) << 32) | CAST(l.objid AS bigint) AS key
+SELECT l.pid, (CAST(l.classid AS bigint) << 32) | CAST(l.objid AS bigint) AS key,
+  (SELECT array_agg(format('%s (pid %s, %s since %s)', coalesce(b.usename, b.backend_type), b.pid,
+       coalesce(b.state, 'working'), to_char(b.xact_start, 'HH24:MI:SS')) ORDER BY b.pid)
+   FROM pg_stat_activity b WHERE b.pid = ANY(pg_blocking_pids(l.pid))) AS waits_for
 FROM pg_locks l
 WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
@@ -215,7 +218,9 @@ def _worlds(
     claims: Sequence[Claim],
     canary: bool,
 ) -> dict[Claim, IndexWorld]:
-    locks = [(row.pid, row.key) for row in connection.execute(_LOCKS)]
+    held = connection.execute(_LOCKS).all()
+    locks = [(row.pid, row.key) for row in held]
+    waits = {row.key: tuple(row.waits_for) for row in held if row.waits_for}
     builds = _builds(connection, locks)
     timeout = {"timeout": CONSUMER_TIMEOUT_SECONDS}
     base = connection.execute(_BASE, {**timeout, "issuer": names.ISSUER_ROLE}).mappings().one()
@@ -226,7 +231,8 @@ def _worlds(
     found = _found(connection, bare.values(), set(schemas.values()), builds, locks)
     worlds = {}
     for claim, world in bare.items():
-        worlds[claim] = _filled(world, schemas[claim], found, generations.get(world.number, ()))
+        filled = _filled(world, schemas[claim], found, generations.get(world.number, ()))
+        worlds[claim] = replace(filled, waits=waits)
     return _looked_into(connection, worlds, schemas, canary=canary)
 
 
@@ -470,7 +476,8 @@ def _behind(schema: str, world: IndexWorld) -> Sql:
         "EXISTS (SELECT FROM {documents} d LEFT JOIN {applied} a ON a.document_id = d.id"
         " WHERE d.sequence > (SELECT low_water FROM polaris.generations"
         " WHERE index_id = {number} AND number = {generation})"
-        " AND d.sequence > greatest(coalesce(a.sequence, 0), coalesce(a.failed_sequence, 0)))",
+        " AND {behind})",
+        behind=layout.BEHIND,
         documents=identifier(schema, names.DOCUMENTS),
         applied=identifier(schema, names.applied_table(generation.number)),
         number=world.number,

@@ -16,9 +16,12 @@ from sqlalchemy import Connection
 from polaris import names
 from polaris.errors import DeadlineExceeded
 from polaris.sql import Sql, compose, identifier, join, literal
-from polaris_operator.plan.recall import BUDGET_SECONDS, SAMPLE, Measured, choose
+from polaris.telemetry import logger
+from polaris_operator.plan.recall import BUDGET_SECONDS, LAST_SECONDS, SAMPLES, Measured, choose
 from polaris_operator.postgres import Postgres, run
 from polaris_operator.steps import MeasureRecall
+
+log = logger(__name__)
 
 TOP = 10
 # Comparing every row takes nearly all of the time.
@@ -41,25 +44,34 @@ class _Query:
 def measure(postgres: Postgres, action: MeasureRecall) -> tuple[Measured, int]:
     """Return what the measurement came to, and how many rows there were by PostgreSQL's estimate.
 
-    It takes at most about BUDGET_SECONDS; what was compared until then counts.
+    It takes at most about BUDGET_SECONDS; what was compared until then counts. Where a statement alone
+    takes longer, it is done again with fewer vectors, and the last time with patience.
     """
     rows = 0
-    try:
-        with postgres.read() as connection:
-            rows = _rows(connection, action)
-            return _measure(connection, action, rows), rows
-    except DeadlineExceeded:
-        return Measured(action.ef_search, None), rows
+    for vectors in SAMPLES:
+        seconds = BUDGET_SECONDS if vectors > 1 else LAST_SECONDS
+        try:
+            with postgres.read() as connection:
+                rows = _rows(connection, action)
+                return _measure(connection, action, rows, vectors, seconds), rows
+        except DeadlineExceeded as error:
+            log.info("recall takes long", schema=action.schema, vectors=vectors, error=str(error))
+    return Measured(action.ef_search, None), rows
 
 
-def _measure(connection: Connection, action: MeasureRecall, rows: int) -> Measured:
+def _measure(
+    connection: Connection, action: MeasureRecall, rows: int, vectors: int, seconds: float
+) -> Measured:
     began = time.monotonic()
-    _set(connection, "statement_timeout", str(int(BUDGET_SECONDS * 1000)))
+    _set(connection, "statement_timeout", str(int(seconds * 1000)))
     queries: list[_Query] = []
-    for document, ordinal in _sample(connection, action, rows):
-        if time.monotonic() - began > BUDGET_SECONDS * _EXACT_SHARE:
+    slowest = 0.0
+    for document, ordinal in _sample(connection, action, rows, vectors):
+        passed = time.monotonic() - began
+        if passed + slowest > seconds * _EXACT_SHARE and queries:
             break
         queries += _exact(connection, action, document, ordinal)
+        slowest = max(slowest, time.monotonic() - began - passed)
     wanted = sum(query.found for query in queries)
     if not wanted:
         return Measured(action.ef_search, None)
@@ -67,11 +79,11 @@ def _measure(connection: Connection, action: MeasureRecall, rows: int) -> Measur
     _set(connection, "enable_seqscan", "off")
 
     def by_index(ef_search: int) -> float | None:
-        if time.monotonic() - began > BUDGET_SECONDS:
+        if time.monotonic() - began > seconds:
             return None
         return _found(connection, action, queries, ef_search) / wanted
 
-    return choose(action.target_percent / 100, by_index, action.ef_search)
+    return choose(action.target_percent / 100, by_index, action.ef_search, wanted)
 
 
 def _chunks(action: MeasureRecall) -> Sql:
@@ -94,20 +106,24 @@ def _rows(connection: Connection, action: MeasureRecall) -> int:
     return int(run(connection, statement).scalar() or 0)
 
 
-def _sample(connection: Connection, action: MeasureRecall, rows: int) -> Sequence[tuple[int, int]]:
+def _sample(
+    connection: Connection, action: MeasureRecall, rows: int, vectors: int
+) -> Sequence[tuple[int, int]]:
     if rows <= _FEW_ROWS:
-        return _drawn(connection, action, Sql(""))
+        return _drawn(connection, action, vectors, Sql(""))
     share = 100 * _BLOCK_SAMPLE_ROWS / rows
-    drawn = _drawn(connection, action, Sql(f" TABLESAMPLE SYSTEM ({share:.6f})"))
-    return drawn or _drawn(connection, action, Sql(""))
+    drawn = _drawn(connection, action, vectors, Sql(f" TABLESAMPLE SYSTEM ({share:.6f})"))
+    return drawn or _drawn(connection, action, vectors, Sql(""))
 
 
-def _drawn(connection: Connection, action: MeasureRecall, sample: Sql) -> Sequence[tuple[int, int]]:
+def _drawn(
+    connection: Connection, action: MeasureRecall, vectors: int, sample: Sql
+) -> Sequence[tuple[int, int]]:
     statement = compose(
         "SELECT document_id, ordinal FROM {chunks}{sample} ORDER BY random() LIMIT {limit}",
         chunks=_chunks(action),
         sample=sample,
-        limit=SAMPLE,
+        limit=vectors,
     )
     return [(row.document_id, row.ordinal) for row in run(connection, statement)]
 

@@ -35,7 +35,15 @@ from polaris_operator.steps import (
     TakeOver,
 )
 from polaris_operator.world.credentials import CredentialsWorld, Wanted
-from polaris_operator.world.database import PUBLIC, Acl, CatalogSeen, DatabaseWorld, Group, OwnLogin
+from polaris_operator.world.database import (
+    PUBLIC,
+    Acl,
+    CatalogSeen,
+    DatabaseWorld,
+    FenceSeen,
+    Group,
+    OwnLogin,
+)
 
 OLDEST_SERVER = 130000
 OLDEST_VECTOR = "0.8.4"
@@ -74,7 +82,7 @@ def plan_database(resource: Resource, spec: PolarisDatabaseSpec, world: Database
     catalog, credentials = world.catalog, world.credentials
     if catalog is None or _behind(catalog, world):
         return Plan((_migrate(world),))
-    if world.epoch is None or credentials is None:
+    if world.fence is None or world.fence != catalog.fence or credentials is None:
         return Plan((_take_over(world),))
     case = _Case(resource, spec, world, catalog, credentials, now)
     if resource.deleted_at is None:
@@ -167,6 +175,13 @@ def _obstacles(spec: PolarisDatabaseSpec, world: DatabaseWorld) -> Iterator[Bloc
         )
     if world.standby:
         yield Blocked(Reason.DATABASE_UNAVAILABLE, f"{spec.host} is a standby: it only reads", stalled=False)
+    if world.pooled:
+        yield Blocked(
+            Reason.PREREQUISITE_MISSING,
+            f"a connection pooler such as PgBouncer answers at {spec.host}:{spec.port}: the operator's locks"
+            " and builds live in sessions of PostgreSQL, so it needs a direct connection",
+            stalled=True,
+        )
     if world.missing:
         yield _missing(spec, world)
     if world.vector_version is not None and version(world.vector_version) < version(OLDEST_VECTOR):
@@ -185,13 +200,18 @@ def _obstacles(spec: PolarisDatabaseSpec, world: DatabaseWorld) -> Iterator[Bloc
             f"{present}, this POLARIS needs {world.head}, and migrations is Manual: run `polaris migrate`",
             stalled=True,
         )
-    if catalog is not None and catalog.fence is not None and world.epoch not in (None, catalog.fence.epoch):
+    if catalog is not None and catalog.fence is not None and _is_replaced(world.fence, catalog.fence):
         yield Blocked(
             Reason.NOT_OWNER,
             f"another operator of this installation has taken over: {catalog.fence.holder},"
             f" epoch {catalog.fence.epoch}",
             stalled=True,
         )
+
+
+def _is_replaced(ours: FenceSeen | None, seen: FenceSeen) -> bool:
+    """Whether another process took over after us. A smaller epoch is a backup's: it is taken over again."""
+    return ours is not None and ours != seen and seen.epoch >= ours.epoch
 
 
 def version(said: str) -> tuple[int, ...]:

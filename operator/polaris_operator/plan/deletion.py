@@ -7,6 +7,7 @@ schema, stops the removal: it is not ours, and PostgreSQL names it.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from polaris import layout, names
@@ -54,8 +55,14 @@ def plan_deletion(
         return Plan(release_finalizer(resource, "Let the object go: nothing here is its own"))
     if spec.deletion_policy == DeletionPolicy.RETAIN or spec.suspend:
         # A suspended index is not touched: its data stays, as with Retain.
-        kept = (*logins, *(_released(world, row)))
-        return Plan((*kept, *release_finalizer(resource, "Let the object go: its data is kept")))
+        kept = _kept(world, row)
+        let_go = release_finalizer(resource, "Let the object go: its data is kept")
+        if deadline_passed(resource, spec, now):
+            # Logins that resist their end, and the release, are the collector's.
+            return Plan((*kept, *let_go))
+        return Plan(
+            (*kept, *logins, *_released(world, replace(row, state="active") if kept else row), *let_go)
+        )
     if deadline_passed(resource, spec, now):
         marked = _marked(world, row)
         sentence = "Let the object go after its deadline: its data is removed as soon as that is possible"
@@ -94,6 +101,22 @@ def _set_state(row: IndexRow, state: str) -> tuple[Sql, ...]:
         ),
         tell(names.CATALOG_CHANNEL, row.number),
     )
+
+
+def _kept(world: IndexWorld, row: IndexRow) -> tuple[Step, ...]:
+    """Return the step after which nobody removes the index, also where its removal had begun."""
+    begun = row.state == "deleting" and world.schema is not None
+    at_risk = row.state == "active" and row.deletion_policy != DeletionPolicy.RETAIN.value
+    if not (begun or at_risk):
+        return ()
+    keep = compose(
+        "UPDATE polaris.indexes SET state = 'active', deletion_policy = {policy}, updated_at = now()"
+        " WHERE id = {number}",
+        policy=literal(DeletionPolicy.RETAIN.value),
+        number=row.number,
+    )
+    sentence = f"Write down that the data of {world.catalog}/{row.number} is kept"
+    return (Step(Reason.SPEC_CHANGED, sentence, Execute((keep,), (_unchanged(row),))),)
 
 
 def _released(world: IndexWorld, row: IndexRow) -> tuple[Step, ...]:

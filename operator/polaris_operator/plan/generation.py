@@ -9,7 +9,7 @@ from polaris.changes import Change
 from polaris.spec import PolarisIndexSpec
 from polaris.sql import Sql, compose, join, literal
 from polaris.status import Reason
-from polaris_operator.plan import indexes, schema, vector_index
+from polaris_operator.plan import pg_index, schema, vector_index
 from polaris_operator.plan.aim import Aim
 from polaris_operator.plan.vector_index import NULL, json_literal, not_measured, set_generation
 from polaris_operator.steps import Execute, Step
@@ -89,7 +89,7 @@ def _make(aim: Aim) -> Step:
         made.append(aim.applied.create(place))
         what = f"{what} and {aim.applied.name}"
     built = [wanted.index] if wanted else []
-    built += [w.index for w in indexes.attribute_indexes(aim) if w.index.table == aim.chunks.name]
+    built += [w.index for w in pg_index.attribute_indexes(aim) if w.index.table == aim.chunks.name]
     row = literal(wanted.name) if wanted else NULL
     return aim.step(
         Reason.TABLE_MISSING,

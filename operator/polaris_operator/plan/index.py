@@ -17,11 +17,11 @@ from polaris.spec import DeletionPolicy, Drift, PolarisIndexSpec
 from polaris.sql import Sql, compose, literal
 from polaris.status import Reason
 from polaris_operator.objects import Resource
-from polaris_operator.plan import generation, indexes, ownership, recall, schema, vector_index
+from polaris_operator.plan import generation, ownership, pg_index, recall, schema, vector_index
 from polaris_operator.plan.aim import Aim, Decision, decide
 from polaris_operator.plan.deletion import plan_deletion
-from polaris_operator.plan.indexes import LOOK_AGAIN_SECONDS, Progress
 from polaris_operator.plan.naming import naming, tell
+from polaris_operator.plan.pg_index import LOOK_AGAIN_SECONDS, Progress
 from polaris_operator.plan.vector_index import json_literal, set_generation
 from polaris_operator.steps import Blocked, Plan, SetFinalizer, Step
 from polaris_operator.world.credentials import Wanted
@@ -69,9 +69,7 @@ def plan_index(
     if (unavailable := _model_unavailable(aim)) is not None:
         return Plan((), (), unavailable, _patience(resource, now))
     case = _Case(resource, spec, aim, decision, now)
-    if claim is None:
-        return _plan(case, (*_finalizer(resource, spec), *_policy(aim, spec)), ())
-    return _plan(case, _finalizer(resource, spec), (claim,))
+    return _plan(case, _consent(case, claimed=claim is None), () if claim is None else (claim,))
 
 
 def _plan(case: _Case, always: tuple[Step, ...], claim: tuple[Step, ...]) -> Plan:
@@ -100,6 +98,18 @@ def wanted_logins(resource: Resource, spec: PolarisIndexSpec, world: IndexWorld)
 
 
 # --- what comes before anything else -------------------------------------------------------------
+
+
+def _consent(case: _Case, *, claimed: bool) -> tuple[Step, ...]:
+    """Return the steps about the object's end, in an order in which a crash costs nobody his data.
+
+    While the row may say Delete the finalizer is there: going to Retain, it is let go of last.
+    """
+    policy = _policy(case.aim, case.spec) if claimed else ()
+    finalizer = _finalizer(case.resource, case.spec)
+    if case.spec.deletion_policy == DeletionPolicy.DELETE:
+        return (*finalizer, *policy)
+    return (*policy, *finalizer) if claimed else ()
 
 
 def _finalizer(resource: Resource, spec: PolarisIndexSpec) -> tuple[Step, ...]:
@@ -185,13 +195,13 @@ def _has_tables(aim: Aim) -> bool:
 
 def _converge_indexes(case: _Case, first: list[Step]) -> Progress:
     aim, kept = case.aim, _kept(case.aim)
-    steps = [*first, *indexes.unwanted_builds(aim, kept)]
+    steps = [*first, *pg_index.unwanted_builds(aim, kept)]
     settled = vector_index.settle(aim, case.now)
     for part in (settled, _attributes(aim, case.now)):
         steps += part.steps
         if part.blocked is not None:
             return Progress(tuple(steps), part.blocked, part.look_again_seconds)
-    left = indexes.leftovers(aim, kept)
+    left = pg_index.leftovers(aim, kept)
     measured = [] if settled.steps else recall.steps(aim)
     aside = (*left.steps, *measured)
     return Progress((*steps, *_point(case, aim)), None, left.look_again_seconds, aside)
@@ -200,7 +210,7 @@ def _converge_indexes(case: _Case, first: list[Step]) -> Progress:
 def _attributes(aim: Aim, now: datetime) -> Progress:
     # During a bulk load they would only slow it down.
     serving = aim.world.generation is not None and aim.world.generation.state == "serving"
-    return indexes.attain(aim, now) if serving else Progress()
+    return pg_index.attain(aim, now) if serving else Progress()
 
 
 def _provisions(aim: Aim) -> list[Step]:
@@ -225,7 +235,7 @@ def _kept(aim: Aim) -> frozenset[str]:
         for name in (
             wanted.name if wanted else None,
             pointer,
-            *(index.name for index in indexes.attribute_indexes(aim)),
+            *(index.name for index in pg_index.attribute_indexes(aim)),
         )
         if name
     )

@@ -26,21 +26,21 @@ def ownership(
     if isinstance(adopted, Blocked):
         return adopted
     if adopted is not None:
-        return _take(resource, world, adopted, Reason.ADOPTED, "the annotation names it")
+        return _take(resource, spec, world, adopted, (Reason.ADOPTED, "the annotation names it"))
     if world.row is None:
         return _claim(resource, spec, world, name)
-    return None if is_own(resource, world) else _take_up(resource, world, world.row)
+    return None if is_own(resource, world) else _take_up(resource, spec, world, world.row)
 
 
-def _take_up(resource: Resource, world: IndexWorld, row: IndexRow) -> Step | Blocked:
+def _take_up(resource: Resource, spec: PolarisIndexSpec, world: IndexWorld, row: IndexRow) -> Step | Blocked:
     """Take the index of this name again, where no other installation serves it."""
     if row.state == "deleting":
         message = f"an earlier index of this name, {_label(world, row)}, is still being removed"
         return Blocked(Reason.DELETING, message, stalled=False)
     if row.state == "released":
-        return _take(resource, world, row, Reason.RELEASED, "it was released, with all that is in it")
+        return _take(resource, spec, world, row, (Reason.RELEASED, "it was released, with all that is in it"))
     if row.installation == world.installation:
-        return _take(resource, world, row, Reason.RELEASED, "an earlier object of this name had it")
+        return _take(resource, spec, world, row, (Reason.RELEASED, "an earlier object of this name had it"))
     return _not_owner(world, row)
 
 
@@ -128,16 +128,20 @@ def _claim(resource: Resource, spec: PolarisIndexSpec, world: IndexWorld, name: 
     )
 
 
-def _take(resource: Resource, world: IndexWorld, row: IndexRow, reason: Reason, why: str) -> Step:
+def _take(
+    resource: Resource, spec: PolarisIndexSpec, world: IndexWorld, row: IndexRow, why: tuple[Reason, str]
+) -> Step:
+    # What an earlier object said of the end of its data does not hold for this one for a moment.
     update = compose(
         "UPDATE polaris.indexes SET installation_id = {installation}, namespace = {namespace},"
-        " name = {name}, uid = {uid}, state = 'active', released_at = NULL, updated_at = now()"
-        " WHERE id = {number}",
+        " name = {name}, uid = {uid}, state = 'active', deletion_policy = {policy}, released_at = NULL,"
+        " updated_at = now() WHERE id = {number}",
         number=row.number,
         installation=literal(str(world.installation)),
         namespace=literal(resource.key.namespace),
         name=literal(resource.key.name),
         uid=literal(resource.uid),
+        policy=literal(spec.deletion_policy.value),
     )
     unchanged = compose(
         "EXISTS (SELECT FROM polaris.indexes WHERE id = {number} AND installation_id = {installation}"
@@ -147,9 +151,10 @@ def _take(resource: Resource, world: IndexWorld, row: IndexRow, reason: Reason, 
         uid=literal(row.uid),
         state=literal(row.state),
     )
+    reason, because = why
     return Step(
         reason,
-        f"Take up {_label(world, row)} ({row.namespace}/{row.name}) again: {why}",
+        f"Take up {_label(world, row)} ({row.namespace}/{row.name}) again: {because}",
         Execute((update, tell("polaris_catalog", row.number)), (unchanged,)),
     )
 

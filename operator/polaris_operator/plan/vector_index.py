@@ -21,10 +21,10 @@ from polaris.names import CATALOG_CHANNEL
 from polaris.spec import Part
 from polaris.sql import Sql, compose, join, literal
 from polaris.status import Reason
-from polaris_operator.plan import indexes
+from polaris_operator.plan import pg_index
 from polaris_operator.plan.aim import Aim
-from polaris_operator.plan.indexes import LOOK_AGAIN_SECONDS, Progress, Standing, Wanted, standing
 from polaris_operator.plan.naming import tell
+from polaris_operator.plan.pg_index import LOOK_AGAIN_SECONDS, Progress, Standing, Wanted, standing
 from polaris_operator.steps import Blocked, Step
 from polaris_operator.world.index import GenerationRow, IndexSeen
 
@@ -120,10 +120,10 @@ def _serving(aim: Aim, generation: GenerationRow, wanted: Wanted | None, now: da
         return Progress((_switch(aim, wanted, wanted.index.create(aim.name.schema)),))
     honest = _forget_lost(aim, generation, wanted)
     if state == Standing.BUILDING:
-        progress = indexes.waiting(aim, wanted.name)
+        progress = pg_index.waiting(aim, wanted.name)
     else:
         sentence = f"Build the vector index {wanted.name} beside what serves"
-        progress = indexes.build(aim, wanted, now, sentence=sentence)
+        progress = pg_index.build(aim, wanted, now, sentence=sentence)
     return Progress((*honest, *progress.steps), progress.blocked, progress.look_again_seconds)
 
 
@@ -193,7 +193,7 @@ def _begin_loading(aim: Aim, wanted: Wanted) -> Progress:
         tell(CATALOG_CHANNEL, aim.name.number),
         tell(names.WORK_CHANNEL, aim.name.number),
     )
-    drop = indexes.drop(aim, wanted.name, Reason.BULK_LOAD, "rows are loaded faster without it")
+    drop = pg_index.drop(aim, wanted.name, Reason.BULK_LOAD, "rows are loaded faster without it")
     return Progress((begin, drop), _LOADING, LOOK_AGAIN_SECONDS)
 
 
@@ -207,10 +207,10 @@ def _loading(aim: Aim, generation: GenerationRow, wanted: Wanted | None, now: da
         return Progress((_finish(aim, None),))
     if not _load_is_over(generation, aim.world.now):
         drops = tuple(
-            indexes.drop(aim, index, Reason.BULK_LOAD, "rows are loaded faster without it")
+            pg_index.drop(aim, index, Reason.BULK_LOAD, "rows are loaded faster without it")
             for index, seen in sorted(aim.world.indexes.items())
-            if seen.method == "hnsw" and indexes.is_ours(aim, index, seen)
-            if not indexes.is_building(aim, index)
+            if seen.method == "hnsw" and pg_index.is_ours(aim, index, seen)
+            if not pg_index.is_building(aim, index)
         )
         return Progress(drops, _LOADING, LOOK_AGAIN_SECONDS)
     state = standing(aim, wanted)
@@ -219,8 +219,8 @@ def _loading(aim: Aim, generation: GenerationRow, wanted: Wanted | None, now: da
     if state == Standing.ABSENT and aim.empty:
         return Progress((_finish(aim, wanted, wanted.index.create(aim.name.schema)),))
     failure = aim.world.failures.get(wanted.name)
-    if failure is not None and indexes.is_waiting(failure, now):
-        return Progress((), indexes.build_failed(wanted.name, failure), LOOK_AGAIN_SECONDS)
+    if failure is not None and pg_index.is_waiting(failure, now):
+        return Progress((), pg_index.build_failed(wanted.name, failure), LOOK_AGAIN_SECONDS)
     stand_still = aim.step(
         Reason.BULK_LOAD,
         f"The load is over: workers leave the table alone while {wanted.name} is built",
@@ -245,11 +245,11 @@ def _building(aim: Aim, wanted: Wanted | None, now: datetime) -> Progress:
         case Standing.VALID:
             return Progress((_finish(aim, wanted),))
         case Standing.BUILDING:
-            return indexes.waiting(aim, wanted.name)
+            return pg_index.waiting(aim, wanted.name)
         case Standing.ABSENT if aim.empty:
             return Progress((_finish(aim, wanted, wanted.index.create(aim.name.schema)),))
     failure = aim.world.failures.get(wanted.name)
-    if failure is not None and indexes.is_waiting(failure, now):
+    if failure is not None and pg_index.is_waiting(failure, now):
         # Documents go on coming in meanwhile; search is exact until a build succeeds.
         give_way = aim.step(
             Reason.BUILD_FAILED,
@@ -258,9 +258,9 @@ def _building(aim: Aim, wanted: Wanted | None, now: datetime) -> Progress:
             tell(CATALOG_CHANNEL, aim.name.number),
             tell(names.WORK_CHANNEL, aim.name.number),
         )
-        return Progress((give_way,), indexes.build_failed(wanted.name, failure), LOOK_AGAIN_SECONDS)
+        return Progress((give_way,), pg_index.build_failed(wanted.name, failure), LOOK_AGAIN_SECONDS)
     sentence = f"Build the vector index {wanted.name} in one scan, and serve with it"
-    return indexes.build(aim, wanted, now, sentence=sentence, together_with=point(aim, wanted))
+    return pg_index.build(aim, wanted, now, sentence=sentence, together_with=point(aim, wanted))
 
 
 def _finish(aim: Aim, wanted: Wanted | None, *before: Sql) -> Step:

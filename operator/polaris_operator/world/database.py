@@ -103,6 +103,8 @@ class DatabaseWorld:
     server_version_number: int
     """As `server_version_num`: 180006 is 18.6."""
     standby: bool = False
+    pooled: bool = False
+    """Whether what answers is a pooler, which hands each transaction to another session."""
     vector_version: str | None = None
     vector_available: str | None = None
     """The version that the server could install."""
@@ -111,8 +113,8 @@ class DatabaseWorld:
     catalog: CatalogSeen | None = None
     credentials: CredentialsWorld | None = None
     """None while there is no catalog that we can use."""
-    epoch: int | None = None
-    """The epoch with which this process took over; None: it has not."""
+    fence: FenceSeen | None = None
+    """With which this process took over; None: it has not."""
     own: OwnLogin | None = None
     """None where a Secret holds the operator's login."""
     vault: bool = False

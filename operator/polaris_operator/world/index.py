@@ -173,6 +173,8 @@ class BuildFailure:
     at: datetime
     count: int
     """In a row."""
+    late: bool = False
+    """Whether it only did not get its lock in time: others work with the table."""
 
 
 @dataclass(frozen=True)
@@ -205,6 +207,8 @@ class IndexWorld:
     builds: tuple[Build, ...] = ()
     locks: frozenset[int] = frozenset()
     """Keys of all advisory locks that are held in this database."""
+    waits: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    """By the key of such a lock: who its holder waits for, where it waits."""
     clock: int | None = None
     """The last sequence given out; None where the clock has no row."""
     canary: str | None = None
@@ -238,7 +242,7 @@ def build_lock(schema: str, index: str) -> int:
 
 
 @dataclass(frozen=True)
-class IndexFacts:
+class IndexAndLogins:
     """All that decides about one object: its index, and the logins of its readers."""
 
     index: IndexWorld

@@ -38,8 +38,10 @@ def get(
         print(show.clean(yaml.safe_dump_all([_document(each) for each in found], sort_keys=False)), end="")
     elif found:
         show.table(_COLUMNS, [_row(each) for each in found])
-    else:
+    elif settings.data.is_dir():
         show.say(f"there are no objects in {settings.data}")
+    else:
+        show.say(f"there is no folder {settings.data}: name the one of `polaris up` with --data")
 
 
 def _row(resource: Resource) -> list[str]:

@@ -25,17 +25,23 @@ def migrate(
     down: Annotated[
         str | None, typer.Option(metavar="REV", help="Back to this revision; base: no catalog at all.")
     ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="With --down: do not ask.")] = False,
     output: Output = Format.TEXT,
     settings: MigrateSettings,
 ) -> None:
     """Bring the catalog up to date, or take it back."""
     if sql and down:
         raise WrongUsage("--sql prints the way up only: choose it or --down")
+    if down is not None and down not in migrations.known_revisions() | {"base"}:
+        raise WrongUsage(f"--down {down}: there is no such revision")
     if sql:
         # What the operator is to own is made as the operator's role.
         print(f"SET ROLE {names.OPERATOR_ROLE};\n\n{migrations.offline_sql()}", end="")
         return
-    postgres = Postgres(*_login(settings))
+    server, identity = _login(settings)
+    if down and not (yes or typer.confirm(_question(server, down), err=True)):
+        raise typer.Abort
+    postgres = Postgres(server, identity)
     try:
         with postgres.unfenced() as connection:
             before = migrations.current_revision(connection)
@@ -52,6 +58,11 @@ def migrate(
         print(f"the catalog is at {after or 'no revision'} already")
     else:
         print(f"the catalog went from {before or 'nothing'} to {after or 'nothing'}")
+
+
+def _question(server: Server, down: str) -> str:
+    lost = "the catalog, which alone knows the indexes" if down == "base" else "what newer revisions added"
+    return f"Take the catalog of {server.database} on {server.host} back to {down}, and lose {lost}?"
 
 
 def _login(settings: MigrateSettings) -> tuple[Server, Identity]:

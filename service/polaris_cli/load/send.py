@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlencode
 
-from polaris.errors import Unavailable
+from polaris.errors import DeadlineExceeded, Unavailable
 from polaris_cli.client import Service, problem
 from polaris_cli.load.document import Line, Refused, Skipped
 from polaris_cli.load.files import Item
@@ -24,6 +24,7 @@ _BATCH_LINES = 1000
 _BATCH_BYTES = 8 * 2**20
 _BUSY = {429, 503}
 _FIRST_LOOK, _LONGEST_LOOK = 0.1, 1.0
+_FIRST_SEARCH, _LONGEST_SEARCH = 0.5, 30.0
 
 
 @dataclass
@@ -67,15 +68,38 @@ class Loader:
             meter.set(done)
 
     def wait(self, meter: Meter) -> None:
-        """Return once the index has nothing left to do; tell of documents that could not be embedded."""
-        pause, most = _FIRST_LOOK, 0
-        while pending := self._info()["pending"]:
+        """Return once all of this load can be found; tell of documents that could not be embedded.
+
+        Others may write to the index all the while: what they write is not waited for.
+        """
+        pause, most, seconds = _FIRST_LOOK, 0, _FIRST_SEARCH
+        while pending := (info := self._info())["pending"]:
             most = max(most, pending)
             meter.set(most - pending, most)
+            if self._can_be_found(info["dimension"], seconds):
+                break
+            seconds = min(seconds * 2, _LONGEST_SEARCH)
             time.sleep(pause)
             pause = min(pause * 2, _LONGEST_LOOK)
         if self._info()["failed"]:
             self._tell_failed()
+
+    def _can_be_found(self, dimension: int, seconds: float) -> bool:
+        """Return whether a search finds all of this load within that time.
+
+        The search itself counts as well, so the time must be able to grow: before its graph is built an
+        index compares every row.
+        """
+        # Any vector will do, and none has to be made.
+        asked = {"vector": [1.0] + [0.0] * (dimension - 1), "k": 1, "timeout_ms": int(seconds * 1000)}
+        body = {**asked, "after_sequence": self.summary.sequence}
+        try:
+            self._service.patiently(
+                lambda: self._service.post(f"{self._index.path}/search", body), self._tell
+            )
+        except DeadlineExceeded:
+            return False
+        return True
 
     def _info(self) -> Any:
         return self._service.patiently(lambda: self._service.get(self._index.path), self._tell)

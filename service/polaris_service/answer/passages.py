@@ -51,49 +51,48 @@ def choose(hits: Sequence[Hit], budget: int = BUDGET_CHARACTERS) -> list[Passage
     return chosen
 
 
-def _joined(hits: Iterable[Hit]) -> list[Passage]:
-    """Return hits as passages; those that overlap or touch are one."""
-    passages: list[Passage] = []
-    for hit in hits:
-        new = _passage(hit)
-        # What the new one touches may be two: it can fill the gap between them.
-        touching = [p for p in passages if _touch(p, new)]
-        if not touching:
-            passages.append(new)
-            continue
-        at = passages.index(touching[0])
-        for other in touching:
-            new = _union(new, other)
-        passages[at] = new
-        passages = [p for p in passages if p not in touching[1:]]
-    return passages
+def _joined(hits: Sequence[Hit]) -> list[Passage]:
+    """Return hits as passages, those that overlap or touch as one, each at the place of its best hit."""
+    of_version: dict[tuple[str, int], list[int]] = {}
+    for rank, hit in enumerate(hits):
+        of_version.setdefault((hit.document, hit.version), []).append(rank)
+    runs = [run for ranks in of_version.values() for run in _runs(hits, ranks)]
+    return [_passage([hits[rank] for rank in run]) for run in sorted(runs, key=min)]
 
 
-def _passage(hit: Hit) -> Passage:
+def _runs(hits: Sequence[Hit], ranks: Iterable[int]) -> Iterator[list[int]]:
+    """Yield the ranks of hits of one version that overlap or touch, in the order of their text."""
+    run: list[int] = []
+    end = 0
+    for rank in sorted(ranks, key=lambda rank: (hits[rank].start, -hits[rank].end)):
+        if run and hits[rank].start > end:
+            yield run
+            run = []
+        end = max(end, hits[rank].end) if run else hits[rank].end
+        run.append(rank)
+    if run:
+        yield run
+
+
+def _passage(run: Sequence[Hit]) -> Passage:
+    """Return what hits of one version tell together; they are in order and leave no gap."""
+    first = run[0]
+    pieces, end = [first.text], first.end
+    for hit in run[1:]:
+        if hit.end > end:
+            pieces.append(hit.text[end - hit.start :])
+            end = hit.end
     return Passage(
         number=0,
-        document=hit.document,
-        version=hit.version,
-        start=hit.start,
-        end=hit.end,
-        text=hit.text,
-        title=hit.title,
-        uri=hit.uri,
-        score=hit.score,
+        document=first.document,
+        version=first.version,
+        start=first.start,
+        end=end,
+        text="".join(pieces),
+        title=first.title,
+        uri=first.uri,
+        score=max(hit.score for hit in run),
     )
-
-
-def _touch(a: Passage, b: Passage) -> bool:
-    same = a.document == b.document and a.version == b.version
-    return same and a.start <= b.end and b.start <= a.end
-
-
-def _union(a: Passage, b: Passage) -> Passage:
-    first, second = (a, b) if (a.start, -a.end) <= (b.start, -b.end) else (b, a)
-    text = first.text
-    if second.end > first.end:
-        text += second.text[first.end - second.start :]
-    return replace(first, end=max(a.end, b.end), text=text, score=max(a.score, b.score))
 
 
 def _without_repetition(passages: Iterable[Passage]) -> Iterator[Passage]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -19,15 +19,15 @@ import orjson
 from polaris.errors import DatabaseUnavailable, InvalidInput, PolarisError, TooLarge
 from polaris.telemetry import logger
 from polaris_service.bodies import parse_json
-from polaris_service.documents.loading import Loading
-from polaris_service.documents.model import Limits, Write, parse_line
+from polaris_service.documents.loading import BatchLoad, Loading
+from polaris_service.documents.model import Limits, Write, parse_line, unusable
 from polaris_service.documents.store import Store, Written
 from polaris_service.indexes import Indexes, ServedIndex
 from polaris_service.problems import InvalidBody, kind_of
 
 _log = logger(__name__)
 
-GROUP_LINES = 500
+GROUP_LINES = 1000
 GROUP_BYTES = 4 * 2**20
 # A group that is not full is committed when no line came for so long.
 _IDLE_SECONDS = 0.2
@@ -61,6 +61,21 @@ class _Group:
             self.bytes += entry.bytes
 
     @property
+    def writes(self) -> list[Write]:
+        """What is to be written; no id stands twice in it."""
+        return [entry for _, entry in self.entries if isinstance(entry, Write)]
+
+    def refuse(self, errors: Mapping[str, PolarisError]) -> None:
+        """Put a failure in the place of some writes, by their ids."""
+        if errors:
+            self.entries = [
+                (number, _failure(number, entry.id, errors[entry.id]))
+                if isinstance(entry, Write) and entry.id in errors
+                else (number, entry)
+                for number, entry in self.entries
+            ]
+
+    @property
     def full(self) -> bool:
         return len(self.entries) >= GROUP_LINES or self.bytes >= GROUP_BYTES
 
@@ -73,7 +88,7 @@ class Batch:
     ) -> None:
         self._store = store
         self._indexes = indexes
-        self._loading = loading
+        self._load = BatchLoad(loading)
         self._index = index
         self._limits = limits
         self._patience = PATIENCE_SECONDS
@@ -104,6 +119,7 @@ class Batch:
             if committing:
                 committing.cancel()
                 await asyncio.gather(committing, return_exceptions=True)
+            self._load.end()
             self._results.put_nowait(None)
 
     async def _groups(self, lines: AsyncIterator[list[bytes]]) -> AsyncIterator[_Group]:
@@ -145,7 +161,8 @@ class Batch:
             return _failure(number, body.get("id") if isinstance(body, dict) else None, error)
 
     async def _commit(self, group: _Group) -> None:
-        writes = [entry for _, entry in group.entries if isinstance(entry, Write)]
+        group.refuse(unusable(group.writes, self._index.embedding))
+        writes = group.writes
         outcome = await self._written(writes) if writes else []
         results = []
         if isinstance(outcome, PolarisError):
@@ -164,7 +181,7 @@ class Batch:
         """Write a group, with patience for a database that is away for a moment."""
         until = time.monotonic() + self._patience
         if any(write.ready for write in writes):
-            self._index = await self._loading.before(self._index, len(writes))
+            self._index = await self._load.before(self._index, len(writes))
         while True:
             try:
                 written = await self._store.put_many(self._index, writes)

@@ -30,7 +30,6 @@ from polaris.errors import (
     PolarisError,
     Unavailable,
 )
-from polaris.names import chunks_table
 from polaris.spec import Embedding
 from polaris.telemetry import logger
 from polaris_service import vectors
@@ -38,8 +37,8 @@ from polaris_service.database import Connection, Database
 from polaris_service.documents import loading
 from polaris_service.documents import statements as sql
 from polaris_service.documents.chunking import Span, cut
-from polaris_service.documents.rows import CHUNK_COLUMNS, Version, chunk_rows, text_hash
-from polaris_service.documents.store import claim_chunks
+from polaris_service.documents.rows import Chunks, Version, text_hash
+from polaris_service.documents.store import claim_chunks, put_chunks
 from polaris_service.embed.provider import Kind, Provider
 from polaris_service.indexes import IndexNotReady, ServedIndex
 
@@ -56,6 +55,22 @@ _ERROR_CHARACTERS = 500
 # A title may take this share of a chunk's tokens; a longer one is not embedded with the chunk.
 _TITLE_SHARE = 0.25
 _PROBE = "polaris"
+# A claim is idle in its transaction while the embedder works: no default of the server, database or role may
+# end it halfway, again and again. The driver's own timer bounds each statement.
+_NO_LIMITS = {"idle_in_transaction_session_timeout": "0", "statement_timeout": "0"}
+_TRANSACTION_TIMEOUT_SINCE = 17
+# The locks of a worker that vanished without a word (its machine, its network) go within a minute; by
+# Linux's own defaults it would be two hours. PostgreSQL ignores them on a Unix socket.
+_KEEPALIVES = {
+    "tcp_keepalives_idle": "20",
+    "tcp_keepalives_interval": "10",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "50000",
+}
+# For the transaction only: a setting of the session would stay behind in PgBouncer.
+_SET_LOCAL = """
+SELECT set_config(name, value, true) FROM unnest($1::text[], $2::text[]) AS given(name, value)
+"""
 
 
 @dataclass(frozen=True)
@@ -164,6 +179,7 @@ class Level:
         outcome = await self._apply()
         if outcome is None:
             return await self._nothing_claimed(head)
+        await self._keep_load(head)
         await self._keep_low_water()
         return outcome
 
@@ -200,20 +216,26 @@ class Level:
 
     async def _ask_for_load(self, connection: Connection, head: asyncpg.Record) -> None:
         """Ask the operator to let a long backlog be loaded first and indexed after."""
-        many = head["sequence"] - head["low_water"] > self._limits.bulk_documents
-        if time.monotonic() - self._renewed_at < _RENEW_SECONDS or not (many or head["load_requested"]):
+        limit = self._limits.bulk_documents
+        many = head["indexed"] and head["sequence"] - head["low_water"] > limit
+        if not many or head["load_requested"] or self._renewed_lately():
             return
         self._renewed_at = time.monotonic()
-        if not head["load_requested"]:
-            limit = self._limits.bulk_documents
-            wanted = (
-                head["indexed"]
-                and await connection.fetchval(self._sql.few_chunks, limit // 10)
-                and await connection.fetchval(self._sql.many_behind, head["low_water"], limit) >= limit
-            )
-            if not wanted:
-                return
-        await loading.request(connection, self.index.id, self.index.generation)
+        if (
+            await connection.fetchval(self._sql.few_chunks, limit // 10)
+            and await connection.fetchval(self._sql.many_behind, head["low_water"], limit) >= limit
+        ):
+            await loading.request(connection, self.index.id, self.index.generation)
+
+    async def _keep_load(self, head: asyncpg.Record) -> None:
+        """Say that a load is still under way: there was something to do for us."""
+        if head["load_requested"] and not self._renewed_lately():
+            self._renewed_at = time.monotonic()
+            async with self._database.connection("look") as connection:
+                await loading.request(connection, self.index.id, self.index.generation)
+
+    def _renewed_lately(self) -> bool:
+        return time.monotonic() - self._renewed_at < _RENEW_SECONDS
 
     # --- one batch ---
 
@@ -225,6 +247,7 @@ class Level:
         )
         try:
             async with self._database.transaction("work") as connection:
+                await outlast_the_embedder(connection)
                 await claim_chunks(connection, self.index)
                 claimed += await connection.fetch(self._sql.claim, self._cursor, limit)
                 if not claimed:
@@ -270,6 +293,7 @@ class Level:
         for row in claimed:
             try:
                 async with self._database.transaction("work") as connection:
+                    await outlast_the_embedder(connection)
                     await claim_chunks(connection, self.index)
                     again = await connection.fetch(self._sql.claim_one, row["id"])
                     if not again:
@@ -362,7 +386,7 @@ class Level:
         edited = [d.row["id"] for d in documents if d.spans and d.row["applied_version"]]
         rows = await connection.fetch(self._sql.known, edited) if edited else []
         made: dict[tuple[int, bytes], Any] = {
-            (row["document_id"], row["text_hash"]): row["embedding"] for row in rows
+            (row["document_id"], row["text_hash"]): row["embedding"].to_numpy() for row in rows
         }
         missing = {
             (document.row["id"], hashed): text
@@ -395,23 +419,17 @@ class Level:
             sql.statements(self.index.schema, self.index.generation).remove_chunks,
             [document.row["id"] for document in documents],
         )
-        records = [
-            record
-            for document in documents
-            for record in chunk_rows(
+        chunks = [
+            Chunks(
                 Version(document.row["id"], document.row["version"], document.attributes),
                 document.spans,
                 document.hashes,
-                [made[document.row["id"], hashed] for hashed in document.hashes],
             )
+            for document in documents
         ]
-        if records:
-            await connection.copy_records_to_table(
-                chunks_table(self.index.generation),
-                schema_name=self.index.schema,
-                columns=CHUNK_COLUMNS,
-                records=records,
-            )
+        rows = [made[document.row["id"], hashed] for document in documents for hashed in document.hashes]
+        if rows:
+            await put_chunks(connection, self.index, chunks, np.stack(rows))
         await connection.execute(
             sql.statements(self.index.schema, self.index.generation).mark_applied,
             [document.row["id"] for document in documents],
@@ -421,8 +439,18 @@ class Level:
         )
 
 
+async def outlast_the_embedder(connection: Connection) -> None:
+    """Let the transaction last as long as its work; and its locks not much longer than the worker."""
+    modern = connection.get_server_version().major >= _TRANSACTION_TIMEOUT_SINCE
+    limits = _NO_LIMITS | ({"transaction_timeout": "0"} if modern else {})
+    chosen = limits | _KEEPALIVES
+    await connection.execute(_SET_LOCAL, list(chosen), list(chosen.values()))
+
+
 def _check(found: np.ndarray[Any, Any], embedding: Embedding) -> None:
-    for number, vector in enumerate(found):
-        wrong = vectors.check(vector, embedding)
-        if wrong:
-            raise EmbedderRefused(f"the vector of text {number} {wrong}")
+    if len(found) and found.shape[1:] != (embedding.dimension,):
+        raise EmbedderRefused(
+            f"its vectors have {found[0].size} dimensions, the index has {embedding.dimension}"
+        )
+    for number, wrong in vectors.unusable(found, embedding).items():
+        raise EmbedderRefused(f"the vector of text {number} {wrong}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -81,8 +81,8 @@ class Ready:
     """A document's chunks with their vectors, made elsewhere with the serving model."""
 
     spans: tuple[Span, ...]
-    vectors: npt.NDArray[np.float32]
-    """Shape (chunks, dimension)."""
+    raw: bytes
+    """The vectors one after the other, little-endian float32."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,7 @@ class Write:
     @property
     def bytes(self) -> int:
         """About how much of memory and of a transaction it takes."""
-        vectors_ = self.ready.vectors.nbytes if self.ready else 0
-        return len(self.text) + len(self.attributes) + vectors_
+        return len(self.text) + len(self.attributes) + (len(self.ready.raw) if self.ready else 0)
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,10 @@ def parse_document(
 def parse_line(
     body: Any, declared: Mapping[str, AttributeType], limits: Limits, embedding: Embedding
 ) -> Write:
-    """Return what a line of a batch says; raise InvalidInput, TooLarge, or Conflict (another model)."""
+    """Return what a line of a batch says; raise InvalidInput, TooLarge, or Conflict (another model).
+
+    The numbers of its vectors are still to be looked at, those of many lines at once: `unusable`.
+    """
     line = validated(Line, _object(body))
     check_id(line.id, limits, "/id")
     return _write(line.id, line, declared, limits, _ready(line, embedding))
@@ -223,7 +225,7 @@ def _content_hash(document: Document, ready: Ready | None) -> bytes:
     digest = hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS))
     if ready:
         digest.update(orjson.dumps([(span.start, span.end) for span in ready.spans]))
-        digest.update(ready.vectors.astype("<f4").tobytes())
+        digest.update(ready.raw)
     return digest.digest()
 
 
@@ -239,20 +241,42 @@ def _ready(line: Line, embedding: Embedding) -> Ready | None:
         raise InvalidInput("a line with chunks names the model that made their vectors", "/model")
     if line.model != embedding.model:
         raise Conflict(f"the vectors are of {line.model}, and {embedding.model} serves")
-    spans, made = [], np.empty((len(line.chunks), embedding.dimension), np.float32)
+    spans, made = [], []
     for number, chunk in enumerate(line.chunks):
         at = f"/chunks/{number}"
         if not isinstance(chunk, dict) or chunk.keys() != {"span", "vector"}:
             raise InvalidInput("a chunk is an object with span and vector", at)
         spans.append(_span(chunk["span"], len(line.text), f"{at}/span"))
-        made[number] = vectors.parse(chunk["vector"], embedding, f"{at}/vector")
-    return Ready(tuple(spans), made)
+        made.append(vectors.decode(chunk["vector"], embedding.dimension, f"{at}/vector"))
+    return Ready(tuple(spans), b"".join(made))
 
 
 def _span(value: Any, length: int, pointer: str) -> Span:
-    if not (isinstance(value, Sequence) and len(value) == 2 and all(type(entry) is int for entry in value)):
+    if not (type(value) is list and len(value) == 2 and type(value[0]) is type(value[1]) is int):
         raise InvalidInput("a span is a list of two whole numbers, [a, b)", pointer)
     start, end = value
     if not 0 <= start < end <= length:
         raise InvalidInput(f"[{start}, {end}) is no span of a text of {length:,} code points", pointer)
     return Span(start, end)
+
+
+def stacked(ready: Iterable[Ready], dimension: int) -> npt.NDArray[np.float32]:
+    """Return all vectors in order, of the shape (chunks, dimension)."""
+    raw = b"".join(one.raw for one in ready)
+    return np.frombuffer(raw, "<f4").astype(np.float32, copy=False).reshape(-1, dimension)
+
+
+def unusable(writes: Sequence[Write], embedding: Embedding) -> dict[str, InvalidInput]:
+    """Return what is wrong with the ready vectors of some documents, by their ids."""
+    bringing = [(write.id, write.ready) for write in writes if write.ready]
+    if not bringing:
+        return {}
+    wrong = vectors.unusable(stacked((ready for _, ready in bringing), embedding.dimension), embedding)
+    if not wrong:
+        return {}
+    places = [(id_, number) for id_, ready in bringing for number in range(len(ready.spans))]
+    found: dict[str, InvalidInput] = {}
+    for row, why in wrong.items():
+        id_, number = places[row]
+        found.setdefault(id_, InvalidInput(why, f"/chunks/{number}/vector"))
+    return found

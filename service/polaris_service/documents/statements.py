@@ -22,12 +22,13 @@ STATE = "SELECT state FROM polaris.generations WHERE index_id = $1 AND number = 
 class Statements:
     """Statements of one index and one of its generations."""
 
-    reserve: str
-    """$1 ids: make the rows that are missing, as tombstones of version 0 that no commit leaves so."""
     lock: str
     """$1 ids: the documents' rows, locked."""
     write: str
-    """Draw sequences from the clock, in the order of commits, and write documents and versions."""
+    """Draw sequences from the clock, in the order of commits, and write documents and versions.
+
+    $1 documents, NULL for new ones. One that somebody else made meanwhile is missing in what returns.
+    """
     touch: str
     """$1 document: draw a sequence for a document that does not change, so that it is behind again."""
     state_of: str
@@ -68,34 +69,40 @@ def _text(template: str, tables: dict[str, Sql | int]) -> str:
     return str(compose(template, **tables))
 
 
-_RESERVE = """
-INSERT INTO {documents} (external_id, version, sequence, content_hash, deleted)
-SELECT id, 0, 0, '', true FROM unnest($1::text[]) AS given(id) ORDER BY id COLLATE "C"
-ON CONFLICT (external_id) DO NOTHING
-"""
 # In one order for everybody, so that no two batches wait for each other.
 _LOCK = """
 SELECT id, external_id, version, sequence, content_hash, deleted FROM {documents}
 WHERE external_id = ANY($1::text[]) ORDER BY external_id FOR UPDATE
 """
+# Documents that are new are made here and nowhere else, so after the clock: of two who make the same
+# one, the second waits for the clock and not for the first one's row, and makes one row less than given.
 _WRITE = """
 WITH given AS (
-  SELECT * FROM unnest($1::bigint[], $2::integer[], $3::bytea[], $4::boolean[], $5::text[], $6::text[],
-    $7::text[], $8::jsonb[]) WITH ORDINALITY
-    AS given(id, version, content_hash, deleted, text, title, uri, attributes, n)
+  SELECT * FROM unnest($1::bigint[], $2::text[], $3::integer[], $4::bytea[], $5::boolean[], $6::text[],
+    $7::text[], $8::text[], $9::jsonb[]) WITH ORDINALITY
+    AS given(id, external_id, version, content_hash, deleted, text, title, uri, attributes, n)
 ), tick AS (
   UPDATE {clock} SET sequence = sequence + cardinality($1::bigint[])
   RETURNING sequence - cardinality($1::bigint[]) AS base
+), made AS (
+  INSERT INTO {documents} (external_id, version, sequence, content_hash, deleted)
+  SELECT g.external_id, g.version, tick.base + g.n, g.content_hash, g.deleted
+  FROM given g CROSS JOIN tick WHERE g.id IS NULL
+  ON CONFLICT (external_id) DO NOTHING RETURNING id, sequence
+), moved AS (
+  UPDATE {documents} d SET version = g.version, sequence = tick.base + g.n, content_hash = g.content_hash,
+    deleted = g.deleted, updated_at = now()
+  FROM given g CROSS JOIN tick WHERE d.id = g.id RETURNING d.id, d.sequence
+), written AS (
+  SELECT w.id, w.sequence, w.sequence - tick.base AS n
+  FROM (SELECT * FROM made UNION ALL SELECT * FROM moved) AS w CROSS JOIN tick
 ), kept AS (
   INSERT INTO {versions}
     (document_id, version, sequence, content_hash, deleted, text, title, uri, attributes)
-  SELECT g.id, g.version, tick.base + g.n, g.content_hash, g.deleted, g.text, g.title, g.uri, g.attributes
-  FROM given g CROSS JOIN tick
+  SELECT w.id, g.version, w.sequence, g.content_hash, g.deleted, g.text, g.title, g.uri, g.attributes
+  FROM written w JOIN given g ON g.n = w.n
 )
-UPDATE {documents} d SET version = g.version, sequence = tick.base + g.n, content_hash = g.content_hash,
-  deleted = g.deleted, updated_at = now()
-FROM given g CROSS JOIN tick WHERE d.id = g.id
-RETURNING d.id, d.sequence
+SELECT id, sequence FROM written ORDER BY n
 """
 _TOUCH = """
 WITH tick AS (UPDATE {clock} SET sequence = sequence + 1 RETURNING sequence)
@@ -155,7 +162,6 @@ def statements(schema: str, generation: int) -> Statements:
         return _text(template, tables)
 
     return Statements(
-        reserve=made(_RESERVE),
         lock=made(_LOCK),
         write=made(_WRITE),
         touch=made(_TOUCH),

@@ -10,26 +10,26 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import islice
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import asyncpg
 import numpy as np
+import numpy.typing as npt
 
 from polaris.errors import Conflict, Gone, NotFound, PreconditionFailed
 from polaris.names import chunks_table
 from polaris_service.database import Connection, Database
 from polaris_service.documents import statements as sql
-from polaris_service.documents.model import Ready, Write
+from polaris_service.documents.model import Ready, Write, stacked
 from polaris_service.documents.notifier import Notifier
-from polaris_service.documents.rows import CHUNK_COLUMNS, Version, chunk_rows, text_hash, wire_vectors
+from polaris_service.documents.rows import CHUNK_COLUMNS, Chunks, Version, copy_of_chunks, text_hash
 from polaris_service.indexes import IndexNotReady, ServedIndex
 
 State = Literal["pending", "searchable", "failed", "superseded"]
 T = TypeVar("T")
 
 # A deadlock or a lost race is tried again so often before the caller hears of it.
-_ATTEMPTS = 3
+_ATTEMPTS = 8
 
 
 class NoSuchDocument(NotFound):
@@ -126,6 +126,37 @@ def state_of(sequence: int, applied: int | None, failed: int | None) -> State:
     return "failed" if sequence <= (failed or 0) else "pending"
 
 
+class _Change(NamedTuple):
+    """A version to be written."""
+
+    document: int | None
+    """None: the document is new."""
+    version: int
+    write: Write
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any] | None, write: Write) -> _Change:
+        return cls(None, 1, write) if row is None else cls(row["id"], row["version"] + 1, write)
+
+    @property
+    def brought(self) -> Ready:
+        """The ready vectors."""
+        if self.write.ready is None:
+            raise ValueError(f"document {self.write.id} brings no vectors")
+        return self.write.ready
+
+    def chunks(self) -> Chunks:
+        """The rows of the ready vectors."""
+        if self.document is None:
+            raise ValueError(f"document {self.write.id} has no number yet")
+        spans, text = self.brought.spans, self.write.text
+        return Chunks(
+            Version(self.document, self.version, self.write.attributes),
+            spans,
+            [text_hash(text[span.start : span.end]) for span in spans],
+        )
+
+
 class Store:
     """The documents of all indexes."""
 
@@ -159,9 +190,12 @@ class Store:
         async def work(connection: Connection) -> list[Written]:
             return await self._put(connection, index, writes, ANY, retry=False)
 
-        return await self._transaction(index, work)
+        # What brings its vectors leaves workers nothing to do at once: they look by themselves now and then.
+        return await self._transaction(index, work, wake=any(write.ready is None for write in writes))
 
-    async def _transaction(self, index: ServedIndex, work: Callable[[Connection], Awaitable[T]]) -> T:
+    async def _transaction(
+        self, index: ServedIndex, work: Callable[[Connection], Awaitable[T]], *, wake: bool = True
+    ) -> T:
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 async with self._database.transaction("write") as connection:
@@ -172,7 +206,8 @@ class Store:
                 if attempt == _ATTEMPTS:
                     raise
             else:
-                self._notifier.notify(index.id)
+                if wake:
+                    self._notifier.notify(index.id)
                 return result
         raise AssertionError("unreachable")
 
@@ -187,82 +222,78 @@ class Store:
     ) -> list[Written]:
         statements = sql.statements(index.schema, index.generation)
         ids = [write.id for write in writes]
-        await connection.execute(statements.reserve, ids)
         rows = {row["external_id"]: row for row in await connection.fetch(statements.lock, ids)}
         for write in writes:
-            condition.check(write.id, _present(rows[write.id]))
-        changed = [write for write in writes if _changes(rows[write.id], write)]
-        sequences = await self._write(connection, index, [(rows[w.id], w) for w in changed])
+            condition.check(write.id, _present(rows.get(write.id)))
+        changed = [_Change.of(rows.get(w.id), w) for w in writes if _changes(rows.get(w.id), w)]
+        sequences = await self._write(connection, index, changed)
         if retry and not changed:
             row = rows[writes[0].id]
             touched = await self._retry(connection, index, row)
             if touched is not None:
                 return [Written(writes[0].id, row["version"], touched, new=True)]
-        return [_written(rows[write.id], sequences.get(rows[write.id]["id"])) for write in writes]
+        return [_written(write.id, rows.get(write.id), sequences.get(write.id)) for write in writes]
 
     async def _write(
-        self, connection: Connection, index: ServedIndex, changed: Sequence[tuple[asyncpg.Record, Write]]
-    ) -> dict[int, int]:
-        """Write new versions; return the sequence of each by the document's number."""
-        if not changed:
+        self, connection: Connection, index: ServedIndex, changes: Sequence[_Change]
+    ) -> dict[str, int]:
+        """Write new versions; return the sequence of each by the document's id.
+
+        What can be done before sequences are drawn is: the clock is held from then on.
+        """
+        if not changes:
             return {}
-        ready = [(row, write, write.ready) for row, write in changed if write.ready]
+        ready = [change for change in changes if change.write.ready]
         if ready:
-            await self._put_chunks(connection, index, ready)
+            await claim_chunks(connection, index)
+            await self._replace_chunks(connection, index, [c for c in ready if c.document is not None])
         statements = sql.statements(index.schema, index.generation)
-        moved = await connection.fetch(
+        written = await connection.fetch(
             statements.write,
-            [row["id"] for row, _ in changed],
-            [row["version"] + 1 for row, _ in changed],
-            [write.content_hash for _, write in changed],
-            [False] * len(changed),
-            [write.text for _, write in changed],
-            [write.title for _, write in changed],
-            [write.uri for _, write in changed],
-            [write.attributes for _, write in changed],
+            [change.document for change in changes],
+            [change.write.id for change in changes],
+            [change.version for change in changes],
+            [change.write.content_hash for change in changes],
+            [False] * len(changes),
+            [change.write.text for change in changes],
+            [change.write.title for change in changes],
+            [change.write.uri for change in changes],
+            [change.write.attributes for change in changes],
         )
-        sequences = {row["id"]: row["sequence"] for row in moved}
+        if len(written) < len(changes):
+            raise Conflict("another transaction has made the same documents")
+        if ready:
+            numbers = {c.write.id: row["id"] for c, row in zip(changes, written, strict=True)}
+            made = [_Change(numbers[c.write.id], c.version, c.write) for c in ready if c.document is None]
+            await self._put_ready(connection, index, made)
+        sequences = {c.write.id: row["sequence"] for c, row in zip(changes, written, strict=True)}
         if ready:
             await connection.execute(
                 statements.mark_applied,
-                [row["id"] for row, _, _ in ready],
-                [row["version"] + 1 for row, _, _ in ready],
-                [sequences[row["id"]] for row, _, _ in ready],
-                [len(chunks.spans) for _, _, chunks in ready],
+                [numbers[change.write.id] for change in ready],
+                [change.version for change in ready],
+                [sequences[change.write.id] for change in ready],
+                [len(change.brought.spans) for change in ready],
             )
         return sequences
 
-    async def _put_chunks(
-        self,
-        connection: Connection,
-        index: ServedIndex,
-        ready: Sequence[tuple[asyncpg.Record, Write, Ready]],
+    async def _replace_chunks(
+        self, connection: Connection, index: ServedIndex, known: Sequence[_Change]
     ) -> None:
-        """Put ready vectors into the serving generation, before any sequence is drawn."""
-        statements = sql.statements(index.schema, index.generation)
-        await claim_chunks(connection, index)
-        # Rows that are new here are seen by nobody yet; of the others a worker may hold some.
-        known = [row["id"] for row, _, _ in ready if row["version"] > 0]
+        """Put ready vectors in the place of chunks that documents have, of which a worker may hold some."""
         if known:
-            await connection.execute(statements.reserve_applied, known)
-            await connection.execute(statements.remove_chunks, known)
-        rows = np.concatenate([chunks.vectors for _, _, chunks in ready])
-        vectors = iter(wire_vectors(rows, index.embedding.type))
-        await connection.copy_records_to_table(
-            chunks_table(index.generation),
-            schema_name=index.schema,
-            columns=CHUNK_COLUMNS,
-            records=[
-                record
-                for row, write, chunks in ready
-                for record in chunk_rows(
-                    Version(row["id"], row["version"] + 1, write.attributes),
-                    chunks.spans,
-                    [text_hash(span.of(write.text)) for span in chunks.spans],
-                    islice(vectors, len(chunks.spans)),
-                )
-            ],
-        )
+            statements = sql.statements(index.schema, index.generation)
+            numbers = [change.document for change in known]
+            await connection.execute(statements.reserve_applied, numbers)
+            await connection.execute(statements.remove_chunks, numbers)
+            await self._put_ready(connection, index, known)
+
+    async def _put_ready(
+        self, connection: Connection, index: ServedIndex, changes: Sequence[_Change]
+    ) -> None:
+        if changes:
+            rows = stacked((change.brought for change in changes), index.embedding.dimension)
+            await put_chunks(connection, index, [change.chunks() for change in changes], rows)
 
     async def _retry(self, connection: Connection, index: ServedIndex, row: asyncpg.Record) -> int | None:
         """Put a document behind again with its tries forgotten; None where it is searchable."""
@@ -284,11 +315,12 @@ class Store:
         async def work(connection: Connection) -> Written:
             row = await self._lock_one(connection, index, external_id, condition)
             if row["deleted"]:
-                return _written(row, None)
+                return _written(external_id, row, None)
             statements = sql.statements(index.schema, index.generation)
             moved = await connection.fetchrow(
                 statements.write,
                 [row["id"]],
+                [external_id],
                 [row["version"] + 1],
                 [b""],
                 [True],
@@ -297,7 +329,7 @@ class Store:
                 [None],
                 ["{}"],
             )
-            return _written(row, moved["sequence"])
+            return _written(external_id, row, moved["sequence"])
 
         return await self._transaction(index, work)
 
@@ -317,7 +349,7 @@ class Store:
                 await self._erase_chunks(connection, index, generation["number"], row["id"])
             removed = await connection.execute(statements.remove_versions, row["id"])
             if row["deleted"] and removed == "DELETE 0":
-                return _written(row, None)
+                return _written(external_id, row, None)
             sequence = await connection.fetchval(statements.bury, row["id"], version)
             for generation in generations:
                 await connection.execute(
@@ -397,6 +429,22 @@ class Store:
         )
 
 
+async def put_chunks(
+    connection: Connection,
+    index: ServedIndex,
+    chunks: Sequence[Chunks],
+    vectors: npt.NDArray[np.floating[Any]],
+) -> None:
+    """Write chunks of which none is there into the index's generation; `vectors` are theirs, in order."""
+    await connection.copy_to_table(
+        chunks_table(index.generation),
+        schema_name=index.schema,
+        columns=CHUNK_COLUMNS,
+        source=copy_of_chunks(chunks, vectors, index.embedding.type),
+        format="binary",
+    )
+
+
 async def claim_chunks(connection: Connection, index: ServedIndex, generation: int | None = None) -> None:
     """Keep a generation's table from being indexed until the transaction ends.
 
@@ -417,19 +465,20 @@ async def claim_chunks(connection: Connection, index: ServedIndex, generation: i
         raise IndexNotReady(f"{which} is building its vector index: vectors have to wait", retry_after=10.0)
 
 
-def _present(row: Mapping[str, Any]) -> int | None:
-    return None if row["deleted"] else row["version"]
+def _present(row: Mapping[str, Any] | None) -> int | None:
+    return None if row is None or row["deleted"] else row["version"]
 
 
-def _changes(row: Mapping[str, Any], write: Write) -> bool:
-    return bool(row["deleted"] or row["content_hash"] != write.content_hash)
+def _changes(row: Mapping[str, Any] | None, write: Write) -> bool:
+    return bool(row is None or row["deleted"] or row["content_hash"] != write.content_hash)
 
 
-def _written(row: Mapping[str, Any], sequence: int | None) -> Written:
+def _written(external_id: str, row: Mapping[str, Any] | None, sequence: int | None) -> Written:
     """Return what came of a document whose row was `row`, and that was given `sequence` if any."""
-    if sequence is None:
-        return Written(row["external_id"], row["version"], row["sequence"], new=False)
-    return Written(row["external_id"], row["version"] + 1, sequence, new=True)
+    version = row["version"] if row else 0
+    if sequence is not None:
+        return Written(external_id, version + 1, sequence, new=True)
+    return Written(external_id, version, row["sequence"] if row else 0, new=False)
 
 
 def _summary(external_id: str, row: Mapping[str, Any], *, superseded: bool = False) -> dict[str, Any]:

@@ -44,8 +44,10 @@ _ESTIMATE_SECONDS = 300
 _TRANSIENT = frozenset({408, 425, 429})
 _NOT_OFFERED = frozenset({400, 404, 405, 422, 501})
 _KEY = re.compile(r"[!-~]+")
-_SENTENCE = 300
-"""Most characters of a server's own words in an error."""
+# The only words of a server that are repeated. Free text of an error may quote the texts that were sent, or
+# the key, and ends in logs and beside documents: a name such as `model_not_found` holds neither.
+_CODE = re.compile(r"(?=.{1,40}$)[a-z]+(?:[_-][a-z]+)*")
+_MEDIA_TYPE = re.compile(r"(?=.{1,80}$)[a-z]+/[a-z0-9.+-]+")
 _DEFAULT_REVISION = "1"
 
 
@@ -184,12 +186,11 @@ class RemoteProvider:
             raise self._refused(f"has no valid address: {error}") from None
         except httpx.HTTPError as error:
             raise self._unavailable(f"does not answer: {_words(error)}") from None
-        self._check_status(path, status, headers, content)
+        self._check_status(path, body or {}, _Answered(status, headers, content))
         try:
             return orjson.loads(content)
         except orjson.JSONDecodeError:
-            said = headers.get("content-type", "nothing is said of its type")
-            raise self._refused(f"answered {path} with what is no JSON ({said})") from None
+            raise self._refused(f"answered {path} with what is no JSON ({_media_type(headers)})") from None
 
     async def _exchange(
         self, method: str, path: str, body: Mapping[str, Any] | None
@@ -233,22 +234,49 @@ class RemoteProvider:
             raise self._unavailable(f"needs a key, and {self._key_file} holds none")
         return {"Authorization": f"Bearer {key}"}
 
-    def _check_status(self, path: str, status: int, headers: httpx.Headers, content: bytes) -> None:
+    def _check_status(self, path: str, body: Mapping[str, Any], answered: _Answered) -> None:
+        status = answered.status
         if status == HTTPStatus.OK:
             return
         if path == "/tokenize" and status in _NOT_OFFERED:
             raise _NotOffered
-        words = _own_words(content)
-        said = f"answered {path} with {status}" + (f": {words}" if words else "")
+        said = f"answered {path} with {answered}"
         if status in _TRANSIENT or status >= 500:
-            raise self._unavailable(said, _retry_after(headers.get("retry-after")))
-        raise self._refused(said)
+            raise self._unavailable(said, _retry_after(answered.headers.get("retry-after")))
+        advice = self._advice(status, body.get("model"))
+        raise self._refused(f"{said}: {advice}" if advice else said)
+
+    def _advice(self, status: int, model: Any) -> str:
+        """Return what a person can do about a refusal."""
+        match status:
+            case 401 | 403 if self._key_file is None:
+                return "it wants a key, and the settings name no key file"
+            case 401 | 403:
+                return f"it does not accept the key in {self._key_file}"
+            case 404 if model is not None:
+                return f"it has no model {model}, or the address is not that of an embeddings API"
+            case 400 | 413 | 422:
+                return "it does not take what was sent; its own log says why"
+        return ""
 
     def _unavailable(self, what: str, retry_after: float | None = None) -> EmbedderUnavailable:
         return EmbedderUnavailable(f"the embedding provider {self.name} at {self._root} {what}", retry_after)
 
     def _refused(self, what: str) -> EmbedderRefused:
         return EmbedderRefused(f"the embedding provider {self.name} at {self._root}: {what}")
+
+
+@dataclass(frozen=True)
+class _Answered:
+    """An answer that is no success; as text: its status, the names it gives the error, its size."""
+
+    status: int
+    headers: httpx.Headers
+    content: bytes
+
+    def __str__(self) -> str:
+        names = dict.fromkeys(_codes(self.content))
+        return f"{self.status} ({', '.join([*names, f'{len(self.content):,} bytes'])})"
 
 
 class _NotOffered(Exception):
@@ -341,23 +369,30 @@ def _counts(answer: Any, count: int) -> list[int]:
     return counts
 
 
-def _own_words(content: bytes) -> str:
-    """Return what a server says is wrong: of a problem document, or of OpenAI's error object."""
+def _codes(content: bytes) -> Iterator[str]:
+    """Yield the names that an error has in OpenAI's error object or in a problem document."""
     try:
         said = orjson.loads(content)
     except orjson.JSONDecodeError:
-        return ""
+        return
     if not isinstance(said, dict):
-        return ""
+        return
     error = said.get("error")
-    for words in (said.get("detail"), error.get("message") if isinstance(error, dict) else error):
-        if isinstance(words, str):
-            return words[:_SENTENCE]
-    return ""
+    for holder in (error, said):
+        for key in ("type", "code"):
+            name = holder.get(key) if isinstance(holder, dict) else None
+            if isinstance(name, str) and _CODE.fullmatch(name):
+                yield name
+
+
+def _media_type(headers: httpx.Headers) -> str:
+    said = headers.get("content-type", "").partition(";")[0].strip().lower()
+    return said if _MEDIA_TYPE.fullmatch(said) else "nothing is said of its type"
 
 
 def _words(error: httpx.HTTPError) -> str:
-    return str(error) or type(error).__name__
+    # Of an answer that could not be read, the message may quote some of it.
+    return str(error) if isinstance(error, httpx.ConnectError) and str(error) else type(error).__name__
 
 
 def _retry_after(header: str | None) -> float | None:

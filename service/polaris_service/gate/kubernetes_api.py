@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import os
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -21,7 +21,7 @@ from kubernetes.client import Configuration
 from kubernetes.config import ConfigException, load_incluster_config, load_kube_config
 
 from polaris import API_GROUP
-from polaris.errors import ClusterUnavailable, Unauthenticated
+from polaris.errors import ClusterUnavailable, Overloaded, Unauthenticated
 from polaris.telemetry import logger
 from polaris_service.gate.access import Access, Caller
 from polaris_service.gate.cache import Answers
@@ -33,6 +33,10 @@ _RETRY_AFTER = 2.0
 # A no is believed for a shorter time: somebody has probably just been told to grant the verb.
 _NO_SECONDS = 2.0
 _CACHED = 8192
+# Questions of one kind that are with the API server at a time, and how long another one waits for its turn.
+# Anybody can make up tokens, each of which is a question: they must become no load on the cluster.
+REVIEWS = 8
+_TURN_SECONDS = 2.0
 # The API server rejects longer ones anyway (its limit on request headers).
 _TOKEN_BYTES = 64 * 1024
 
@@ -74,6 +78,9 @@ class KubernetesPolicy:
         self._decisions: Answers[bool] = Answers(
             _CACHED, lambda yes: seconds if yes else min(seconds, _NO_SECONDS)
         )
+        # Apart, so that strangers with tokens of their own making do not keep callers who are known waiting.
+        self._reviewing = asyncio.Semaphore(REVIEWS)
+        self._deciding = asyncio.Semaphore(REVIEWS)
         self._configuration: Configuration | None = None
         self._client: httpx.AsyncClient | None = None
 
@@ -90,7 +97,10 @@ class KubernetesPolicy:
             await self._client.aclose()
 
     async def who(self, token: str | None) -> Caller:
-        """Return the user that the API server knows the token of, for one of our audiences."""
+        """Return the user that the API server knows the token of, for one of our audiences.
+
+        Raises Unauthenticated, ClusterUnavailable, Overloaded (too many tokens are asked about).
+        """
         if token is None:
             raise Unauthenticated(f"send a token for this service: {self._advice()}")
         if len(token) > _TOKEN_BYTES:
@@ -113,14 +123,15 @@ class KubernetesPolicy:
         return await self._decisions.get(key, lambda: self._access(caller, access, namespace, name))
 
     async def _review(self, token: str) -> Caller | None:
-        answer = await self._post(
-            "/apis/authentication.k8s.io/v1/tokenreviews",
-            {
-                "apiVersion": "authentication.k8s.io/v1",
-                "kind": "TokenReview",
-                "spec": {"token": token, "audiences": list(self._audiences)},
-            },
-        )
+        async with _turn(self._reviewing):
+            answer = await self._post(
+                "/apis/authentication.k8s.io/v1/tokenreviews",
+                {
+                    "apiVersion": "authentication.k8s.io/v1",
+                    "kind": "TokenReview",
+                    "spec": {"token": token, "audiences": list(self._audiences)},
+                },
+            )
         status = answer.get("status", {})
         # An API server whose authenticator knows no audiences leaves the list out: not for us then.
         if not status.get("authenticated") or set(self._audiences).isdisjoint(status.get("audiences") or ()):
@@ -135,27 +146,28 @@ class KubernetesPolicy:
         )
 
     async def _access(self, caller: Caller, access: Access, namespace: str, name: str) -> bool:
-        answer = await self._post(
-            "/apis/authorization.k8s.io/v1/subjectaccessreviews",
-            {
-                "apiVersion": "authorization.k8s.io/v1",
-                "kind": "SubjectAccessReview",
-                "spec": {
-                    "user": caller.name,
-                    "uid": caller.uid,
-                    "groups": list(caller.groups),
-                    "extra": {key: list(values) for key, values in caller.extra.items()},
-                    "resourceAttributes": {
-                        "group": API_GROUP,
-                        "resource": "polarisindexes",
-                        "subresource": access.subresource,
-                        "verb": access.verb,
-                        "namespace": namespace,
-                        "name": name,
+        async with _turn(self._deciding):
+            answer = await self._post(
+                "/apis/authorization.k8s.io/v1/subjectaccessreviews",
+                {
+                    "apiVersion": "authorization.k8s.io/v1",
+                    "kind": "SubjectAccessReview",
+                    "spec": {
+                        "user": caller.name,
+                        "uid": caller.uid,
+                        "groups": list(caller.groups),
+                        "extra": {key: list(values) for key, values in caller.extra.items()},
+                        "resourceAttributes": {
+                            "group": API_GROUP,
+                            "resource": "polarisindexes",
+                            "subresource": access.subresource,
+                            "verb": access.verb,
+                            "namespace": namespace,
+                            "name": name,
+                        },
                     },
                 },
-            },
-        )
+            )
         return bool(answer.get("status", {}).get("allowed"))
 
     async def _door(self) -> tuple[httpx.AsyncClient, Configuration]:
@@ -188,6 +200,21 @@ class KubernetesPolicy:
             raise ClusterUnavailable(_refusal(path, response), retry_after=_RETRY_AFTER)
         answer: dict[str, Any] = response.json()
         return answer
+
+
+@contextlib.asynccontextmanager
+async def _turn(turns: asyncio.Semaphore) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(_TURN_SECONDS):
+            await turns.acquire()
+    except TimeoutError:
+        raise Overloaded(
+            "too many callers are being asked about at the Kubernetes API", retry_after=_RETRY_AFTER
+        ) from None
+    try:
+        yield
+    finally:
+        turns.release()
 
 
 def _refusal(path: str, response: httpx.Response) -> str:

@@ -6,7 +6,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import asyncpg
 import orjson
@@ -22,8 +22,7 @@ _FRESH_SECONDS = 10.0
 _REMEMBERED = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class Hit:
+class Hit(NamedTuple):
     """A chunk that was found. The span counts code points of that version's text, `[start, end)`."""
 
     document: str

@@ -28,6 +28,8 @@ _DROP_LOCK_TIMEOUT = "5s"
 _FIRST_RETRY_SECONDS = 30
 _LAST_RETRY_SECONDS = 3600
 _FAILURES_UNTIL_STALLED = 3
+# A build that only came too late: those who work with the table end some day.
+_LAST_LATE_SECONDS = 300
 
 
 class Standing(Enum):
@@ -96,7 +98,9 @@ def waiting(aim: Aim, index: str) -> Progress:
     message = f"{index} is being built"
     if build is not None:
         message += f": {build.phase}{percent(build)}"
-        message += "".join(f", waiting for {who}" for who in build.blocked_by)
+    # Before a plain build has its lock PostgreSQL shows no progress of it.
+    waits_for = build.blocked_by if build else aim.world.waits.get(build_lock(aim.name.schema, index), ())
+    message += "".join(f", waiting for {who}" for who in waits_for)
     return Progress((), Blocked(Reason.BUILDING_INDEX, message, stalled=False), LOOK_AGAIN_SECONDS)
 
 
@@ -132,7 +136,7 @@ def _build_action(
     concurrently = together_with is None
     options = aim.spec.build
     # Parallel workers share memory that a container may not have (/dev/shm): after a failure, none.
-    workers = options.parallel_workers if failure is None else 0
+    workers = options.parallel_workers if failure is None or failure.late else 0
     return BuildIndex(
         wanted.name,
         aim.name.schema,
@@ -147,11 +151,13 @@ def _build_action(
             # CONCURRENTLY waits for old snapshots, in nobody's way; a plain build stops writers.
             "lock_timeout": "0" if concurrently else "30s",
         },
+        wanted.index.table,
     )
 
 
 def _retry_in(failure: BuildFailure, now: datetime) -> float:
-    pause = min(_FIRST_RETRY_SECONDS * 2.0 ** min(failure.count - 1, 16), _LAST_RETRY_SECONDS)
+    longest = _LAST_LATE_SECONDS if failure.late else _LAST_RETRY_SECONDS
+    pause = min(_FIRST_RETRY_SECONDS * 2.0 ** min(failure.count - 1, 16), longest)
     return math.ceil((failure.at + timedelta(seconds=pause) - now).total_seconds())
 
 
@@ -161,7 +167,13 @@ def is_waiting(failure: BuildFailure | None, now: datetime) -> bool:
 
 
 def build_failed(index: str, failure: BuildFailure) -> Blocked:
-    """Return that the build failed; after some failures in a row, that a person has to look."""
+    """Return that the build failed; after some failures in a row, that a person has to look.
+
+    Not so for a build that only came too late: it is tried again until it finds the table free.
+    """
+    if failure.late:
+        message = f"{index} waits to be built (tried {failure.count} times): {failure.message}"
+        return Blocked(Reason.BUILDING_INDEX, message, stalled=False)
     return Blocked(
         Reason.BUILD_FAILED,
         f"the build of {index} failed ({failure.count} in a row): {failure.message}",

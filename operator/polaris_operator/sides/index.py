@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from polaris import names
-from polaris.spec import PolarisIndexSpec
+from polaris.spec import DeletionPolicy, PolarisIndexSpec
 from polaris.status import IndexStatus
 from polaris_operator.conditions.index import index_status
 from polaris_operator.doors import Doors
@@ -22,7 +22,7 @@ from polaris_operator.plan.index import plan_index, wanted_logins
 from polaris_operator.plan.naming import ledger_owner
 from polaris_operator.plan.ownership import is_own
 from polaris_operator.steps import Plan
-from polaris_operator.world.index import Claim, IndexFacts, IndexWorld
+from polaris_operator.world.index import Claim, IndexAndLogins, IndexWorld
 
 _DEADLINE_SECONDS = int(PolarisIndexSpec.model_fields["deletion_deadline_seconds"].default)
 
@@ -30,18 +30,22 @@ _DEADLINE_SECONDS = int(PolarisIndexSpec.model_fields["deletion_deadline_seconds
 class Index:
     """PolarisIndex, as a side of `reconcile`."""
 
-    def gather(self, resource: Resource, spec: PolarisIndexSpec, doors: Doors, now: datetime) -> IndexFacts:
+    def gather(
+        self, resource: Resource, spec: PolarisIndexSpec, doors: Doors, now: datetime
+    ) -> IndexAndLogins:
         """Return what there is of the object's index; change nothing."""
         claim = claim_of(resource)
         with doors.postgres.read() as connection:
             world = gather(connection, doors.process.installation, [claim])[claim]
         world = with_failures(world, doors)
         if not has_logins(resource, world):
-            return IndexFacts(world)
+            return IndexAndLogins(world)
         wanted = wanted_logins(resource, spec, world)
-        return IndexFacts(world, gather_credentials(doors, resource, ledger_owner(world.number), wanted, now))
+        return IndexAndLogins(
+            world, gather_credentials(doors, resource, ledger_owner(world.number), wanted, now)
+        )
 
-    def plan(self, resource: Resource, spec: PolarisIndexSpec, world: IndexFacts, now: datetime) -> Plan:
+    def plan(self, resource: Resource, spec: PolarisIndexSpec, world: IndexAndLogins, now: datetime) -> Plan:
         """Return what has to be done."""
         logins = self._logins(resource, spec, world, now)
         if resource.deleted_at is not None:
@@ -57,25 +61,33 @@ class Index:
         )
 
     def status(
-        self, resource: Resource, spec: PolarisIndexSpec, world: IndexFacts, plan: Plan, now: datetime
+        self, resource: Resource, spec: PolarisIndexSpec, world: IndexAndLogins, plan: Plan, now: datetime
     ) -> IndexStatus:
         """Return the status, from the world after the last step."""
         if resource.deleted_at is None:
             plan = plan_index(resource, spec, world.index, now)
         return index_status(resource, spec, world, plan, now)
 
-    def deadline_seconds(self, resource: Resource) -> int:
-        """Return how long a deletion may hold the object."""
+    def deadline_seconds(self, resource: Resource) -> int | None:
+        """Return how long a deletion may hold the object while its database can't be reached.
+
+        None, for as long as that takes, where its data stays: the catalog may still say Delete, and goes
+        by it when the object is gone.
+        """
+        if resource.spec.get("deletionPolicy") != DeletionPolicy.DELETE.value or resource.spec.get("suspend"):
+            return None
         seconds = resource.spec.get("deletionDeadlineSeconds", _DEADLINE_SECONDS)
         return seconds if isinstance(seconds, int) else _DEADLINE_SECONDS
 
-    def _logins(self, resource: Resource, spec: PolarisIndexSpec, world: IndexFacts, now: datetime) -> Plan:
+    def _logins(
+        self, resource: Resource, spec: PolarisIndexSpec, world: IndexAndLogins, now: datetime
+    ) -> Plan:
         if world.credentials is None:
             return Plan()
         return plan_credentials(wanted_logins(resource, spec, world.index), world.credentials, now)
 
     def _plan_deletion(
-        self, resource: Resource, spec: PolarisIndexSpec, world: IndexFacts, logins: Plan, now: datetime
+        self, resource: Resource, spec: PolarisIndexSpec, world: IndexAndLogins, logins: Plan, now: datetime
     ) -> Plan:
         if logins.blocked is not None and not deadline_passed(resource, spec, now):
             # A reader's role that goes before its logins would leave them behind.

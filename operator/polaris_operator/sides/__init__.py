@@ -1,0 +1,1 @@
+"""What is particular to objects of one kind, put together for `reconcile`."""
