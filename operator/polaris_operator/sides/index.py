@@ -1,6 +1,7 @@
 """What a pass over a PolarisIndex consists of: its index and the logins of its readers, together.
 
-Logins come first in a plan: a rotation never waits for DDL, and goes on while that is suspended.
+Logins come first in a plan: a rotation never waits for DDL, and goes on while that is suspended. One that
+fails is put aside, and DDL does not wait for it either.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from datetime import datetime
 from polaris import names
 from polaris.spec import DeletionPolicy, PolarisIndexSpec
 from polaris.status import IndexStatus
-from polaris_operator.conditions.index import index_status
+from polaris_operator.conditions.index import index_status, unfit
 from polaris_operator.doors import Doors
 from polaris_operator.objects import Resource
 from polaris_operator.observe.credentials import gather_credentials
@@ -65,7 +66,10 @@ class Index:
     ) -> IndexStatus:
         """Return the status, from the world after the last step."""
         if resource.deleted_at is None:
-            plan = plan_index(resource, spec, world.index, now)
+            own = plan_index(resource, spec, world.index, now)
+            # What stands in the way of logins is of no concern while there are others to use.
+            lacking = not own.steps and unfit(resource, spec, world, now)
+            plan = replace(own, blocked=own.blocked or (plan.blocked if lacking else None))
         return index_status(resource, spec, world, plan, now)
 
     def deadline_seconds(self, resource: Resource) -> int | None:
