@@ -15,6 +15,7 @@ from polaris.status import IndexStatus
 from polaris_operator.conditions.index import index_status, unfit
 from polaris_operator.doors import Doors
 from polaris_operator.objects import Resource
+from polaris_operator.observe.attributes import compared
 from polaris_operator.observe.credentials import gather_credentials
 from polaris_operator.observe.index import gather
 from polaris_operator.plan.credentials import plan_credentials
@@ -38,6 +39,7 @@ class Index:
         claim = claim_of(resource)
         with doors.postgres.read() as connection:
             world = gather(connection, doors.process.installation, [claim])[claim]
+            world = replace(world, indexes=compared(connection, world, spec.attributes))
         world = with_failures(world, doors)
         if not has_logins(resource, world):
             return IndexAndLogins(world)
