@@ -142,7 +142,8 @@ class ServiceSettings(_Embedders):
     auth_cache_seconds: Seconds = 10
     """How long an answer of the Kubernetes API is believed."""
     tokens_file: str = ""
-    """With `tokens`: file of hashed tokens with name, verbs and indexes."""
+    """With `tokens`: file of hashed tokens with name, verbs and indexes. Gone: nobody is let in (503);
+    wrong: the last right one holds."""
     generator: Literal["extractive", "openai", "gemini"] = "extractive"
     """What writes answers."""
     generator_url: str = ""

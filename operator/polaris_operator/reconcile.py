@@ -7,7 +7,7 @@ from the pass before but what stands in the object, the catalog and PostgreSQL.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -33,7 +33,7 @@ from polaris_operator.conditions import shared
 from polaris_operator.databases import Databases
 from polaris_operator.doors import Doors
 from polaris_operator.objects import Key, Objects, Resource, database_of
-from polaris_operator.steps import Blocked, Plan, Step
+from polaris_operator.steps import Blocked, IssueLogin, Plan, Step, WriteVaultRole
 
 log = logger(__name__)
 
@@ -57,6 +57,7 @@ _HELD = (
     "the object is held until the catalog knows that its data is kept; with deletionPolicy Delete, and not"
     " suspended, it is let go after deletionDeadlineSeconds"
 )
+_ISSUING = (IssueLogin, WriteVaultRole)
 # What nothing waits for is tried again after so long.
 _ASIDE_SECONDS = 30.0
 
@@ -215,28 +216,29 @@ class Reconciler:
     def _settle(self, side: Side[S, W], resource: Resource, spec: S, doors: Doors) -> _Settled[W]:
         """Go round until nothing is left to be done, and report what there is then."""
         failure: PolarisError | None = None
-        resisting: list[Step] = []
+        failed = _Failed()
         for _ in range(_ROUNDS):
             now = datetime.now(UTC)
             world = side.gather(resource, spec, doors, now)
-            plan = _without(resisting, side.plan(resource, spec, world, now))
-            if failure is not None or not plan.steps:
+            plan = failed.without_ends(side.plan(resource, spec, world, now))
+            steps = failed.left_of(plan)
+            if failure is not None or not steps:
                 break
             try:
-                resource = _apply(plan.steps, doors, resource, resisting)
+                resource = _apply(steps, doors, resource, failed)
             except (VaultUnavailable, VaultRefused) as error:
                 # What was issued before lives on, so this is no reason to look no further.
                 failure = error
         else:
             raise DeadlineExceeded(
-                f"it does not settle in {_ROUNDS} rounds; still to be done: {plan.steps[0].sentence}"
+                f"it does not settle in {_ROUNDS} rounds; still to be done: {steps[0].sentence}"
             )
-        again = plan.look_again_seconds
+        again, failure = plan.look_again_seconds, failure or failed.issuing
         if failure is not None:
-            log.warning("Vault failed", object=str(resource.key), error=str(failure))
+            log.warning("logins failed", object=str(resource.key), error=str(failure))
             plan = replace(plan, blocked=plan.blocked or shared.blocked_by(failure))
             again = min(again or _VAULT_SECONDS, _VAULT_SECONDS)
-        if resisting:
+        if failed.ends:
             again = min(again or _ASIDE_SECONDS, _ASIDE_SECONDS)
         settled = _Settled(resource, world, again)
         if settled.gone:
@@ -311,26 +313,50 @@ class Reconciler:
         return written
 
 
-def _apply(steps: Sequence[Step], doors: Doors, resource: Resource, resisting: list[Step]) -> Resource:
-    """Carry out the steps; a login that resists its end is added to `resisting`, and stops nothing else.
+@dataclass
+class _Failed:
+    """Steps about logins that failed in a pass: they are tried again in another one, and stop nothing else.
 
     But for an object that is being deleted: it is held until everything made for it is gone.
     """
+
+    ends: list[Step] = field(default_factory=list)
+    """Of logins that nobody wants any more; they end by themselves some day, so nobody is told."""
+    issuing: PolarisError | None = None
+    """Why a login that is wanted was not issued."""
+
+    def take(self, step: Step, error: PolarisError, resource: Resource) -> bool:
+        """Put a step aside; False where it is none that may be."""
+        if isinstance(step.action, _ISSUING):
+            self.issuing = error
+        elif step.reason in _ENDS_OF_LOGINS and resource.deleted_at is None:
+            self.ends.append(step)
+            log.warning("not revoked", object=str(resource.key), step=step.sentence, error=str(error))
+        else:
+            return False
+        return True
+
+    def without_ends(self, plan: Plan) -> Plan:
+        """Return the plan without the ends of logins that were tried already."""
+        actions = [step.action for step in self.ends]
+        return replace(plan, steps=tuple(step for step in plan.steps if step.action not in actions))
+
+    def left_of(self, plan: Plan) -> tuple[Step, ...]:
+        """Return what is to be tried now."""
+        if self.issuing is None:
+            return plan.steps
+        return tuple(step for step in plan.steps if not isinstance(step.action, _ISSUING))
+
+
+def _apply(steps: Sequence[Step], doors: Doors, resource: Resource, failed: _Failed) -> Resource:
+    """Carry out the steps; those about logins that fail are put aside, and stop nothing else."""
     for step in steps:
         try:
             resource = apply([step], doors, resource)
         except (VaultUnavailable, VaultRefused, Prerequisite) as error:
-            if step.reason not in _ENDS_OF_LOGINS or resource.deleted_at is not None:
+            if not failed.take(step, error, resource):
                 raise
-            log.warning("not revoked", object=str(resource.key), step=step.sentence, error=str(error))
-            resisting.append(step)
     return resource
-
-
-def _without(resisting: Sequence[Step], plan: Plan) -> Plan:
-    """Return the plan without what was tried in this pass already."""
-    actions = [step.action for step in resisting]
-    return replace(plan, steps=tuple(step for step in plan.steps if step.action not in actions))
 
 
 def _passing(error: PolarisError) -> bool:

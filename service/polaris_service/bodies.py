@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import AsyncIterator
 from typing import Any, NoReturn
@@ -60,34 +61,38 @@ def _too_large(limit: int, given: str) -> TooLarge:
 async def read_json(request: Request, limit: int) -> Any:
     """Return the body as JSON values.
 
-    Raises WrongMediaType, TooLarge, NotJson, and InvalidInput (with the pointer) for strings that
-    cannot be stored: NUL and lone surrogates.
+    Raises WrongMediaType, TooLarge, NotJson, and InvalidInput (with the pointer) for what cannot be
+    stored.
     """
     require_media_type(request, "application/json")
     return parse_json(await read_body(request, limit))
 
 
 def parse_json(body: bytes) -> Any:
-    """Return JSON values; raise NotJson, or InvalidInput with the pointer to what cannot be stored."""
+    """Return JSON values; raise NotJson, or InvalidInput with the pointer to what cannot be stored.
+
+    What cannot be: NUL and lone surrogates in strings, numbers beyond a double's range.
+    """
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         _explain(body, error)
     # orjson accepts an escaped NUL; only then is there anything to look for.
     if b"\\u0000" in body:
-        check_strings(value)
+        check_storable(value)
     return value
 
 
 def _explain(body: bytes, error: orjson.JSONDecodeError) -> NoReturn:
     """Raise the error that says best what is wrong with the body."""
     try:
-        value = json.loads(body, parse_constant=_refuse_constant)
+        # Of integers only the range is of interest, and Python's own limit of digits is none of JSON's.
+        value = json.loads(body, parse_constant=_refuse_constant, parse_int=float)
     except RecursionError:
         raise NotJson("the body is nested too deep") from None
     except ValueError:
         raise NotJson(f"the body is not JSON: {error}") from None
-    check_strings(value)
+    check_storable(value)
     raise NotJson(f"the body is not JSON: {error}")
 
 
@@ -95,13 +100,15 @@ def _refuse_constant(name: str) -> NoReturn:
     raise NotJson(f"the body is not JSON: it has no {name}")
 
 
-def check_strings(value: Any, pointer: str = "") -> None:
-    """Raise InvalidInput where a string, or a key, holds NUL or a lone surrogate."""
-    waiting: list[tuple[str, Any]] = [(pointer, value)]
+def check_storable(value: Any) -> None:
+    """Raise InvalidInput where a string, or a key, holds NUL or a lone surrogate, or a number is infinite."""
+    waiting: list[tuple[str, Any]] = [("", value)]
     while waiting:
         at, item = waiting.pop()
         if isinstance(item, str):
             _check_string(item, at)
+        elif isinstance(item, float) and math.isinf(item):
+            raise InvalidInput("is a number beyond the range of a double", at)
         elif isinstance(item, dict):
             for key, inner in item.items():
                 _check_string(key, at)
@@ -128,20 +135,39 @@ async def lines(request: Request, limit: int) -> AsyncIterator[list[bytes]]:
     A line longer than `limit` is yielded cut to `limit + 1` bytes, so the reader can tell; the rest of
     it is thrown away as it comes.
     """
-    rest, skipping = b"", False
+    splitter = Splitter(limit)
     async for piece in request.stream():
-        head, *others = piece.split(b"\n")
-        if skipping and not others:
-            continue
-        found = [head if skipping else rest + head, *others]
-        if skipping:
-            del found[0]  # The end of what was yielded cut already.
-        rest = found.pop()
-        skipping = len(rest) > limit
-        if skipping:
-            found.append(rest)
-            rest = b""
+        found = splitter.feed(piece)
         if found:
-            yield [line[: limit + 1] for line in found]
-    if rest:
-        yield [rest]
+            yield found
+    if splitter.rest:
+        yield [bytes(splitter.rest)]
+
+
+class Splitter:
+    """Makes lines of pieces; no byte is copied more than a few times, however small the pieces."""
+
+    def __init__(self, limit: int) -> None:
+        self.rest = bytearray()
+        """The beginning of a line that has not ended yet: at most `limit` bytes, and one piece."""
+        self._limit = limit
+        self._skipping = False
+
+    def feed(self, piece: bytes) -> list[bytes]:
+        """Return the lines that end in a piece, and the one that becomes too long in it, cut."""
+        *ended, last = piece.split(b"\n")
+        if ended and self._skipping:
+            del ended[0]  # The end of what was returned cut already.
+            self._skipping = False
+        elif ended and self.rest:
+            self.rest += ended[0]
+            ended[0] = bytes(self.rest)
+            self.rest.clear()
+        found = [line[: self._limit + 1] for line in ended]
+        if not self._skipping:
+            self.rest += last
+            if len(self.rest) > self._limit:
+                self._skipping = True
+                found.append(bytes(self.rest[: self._limit + 1]))
+                self.rest.clear()
+        return found

@@ -182,6 +182,8 @@ class Indexes:
         self._database = database
         self._entries: OrderedDict[tuple[str, str], _Entry] = OrderedDict()
         self._asking: dict[tuple[str, str], asyncio.Task[ServedIndex]] = {}
+        # How often all was forgotten: an answer asked for before may be older than what it was forgotten for.
+        self._forgotten = 0
         database.listen(CATALOG_CHANNEL, self._heard)
 
     def _heard(self, _: str | None) -> None:
@@ -190,6 +192,7 @@ class Indexes:
 
     def forget(self) -> None:
         """Ask the catalog again at the next look-up of each index."""
+        self._forgotten += 1
         for entry in self._entries.values():
             entry.at = float("-inf")
         self._asking.clear()
@@ -220,15 +223,15 @@ class Indexes:
             task.exception()  # Looked at, also where everybody who asked has gone.
 
     async def _ask(self, key: tuple[str, str]) -> ServedIndex:
-        begun = time.monotonic()
+        begun, forgotten = time.monotonic(), self._forgotten
         async with self._database.connection("catalog") as connection:
             row = await connection.fetchrow(_ONE, *key)
         try:
             index = self._parsed(key, row)
         except (NoSuchIndex, IndexNotReady) as error:
-            self._keep(key, _Entry(begun, error))
+            self._keep(key, _Entry(begun, error), forgotten)
             raise
-        self._keep(key, _Entry(begun, index))
+        self._keep(key, _Entry(begun, index), forgotten)
         return index
 
     def _parsed(self, key: tuple[str, str], row: asyncpg.Record | None) -> ServedIndex:
@@ -236,7 +239,9 @@ class Indexes:
             raise NoSuchIndex(f"there is no index {key[0]}/{key[1]} in this service's database")
         return served(row)
 
-    def _keep(self, key: tuple[str, str], entry: _Entry) -> None:
+    def _keep(self, key: tuple[str, str], entry: _Entry, forgotten: int) -> None:
+        if forgotten != self._forgotten:
+            return
         self._entries[key] = entry
         self._entries.move_to_end(key)
         while len(self._entries) > _CACHED:

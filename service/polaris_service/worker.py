@@ -183,17 +183,15 @@ class Worker:
         for index in found:
             key = (index.id, index.generation)
             turn = self._turns.get(key)
-            if turn is None or _changed(turn.level.index, index):
-                level = self._level(index)
-                if level is None:
-                    continue
-                turn = _Turn(level)
+            provider = self._provider(index)
+            if turn is None or turn.level.provider is not provider or _changed(turn.level.index, index):
+                turn = _Turn(Level(self._database, provider, index, self._limits))
             turns[key] = turn
         self._turns = turns
         self._wake.set()
 
-    def _level(self, index: ServedIndex) -> Level | None:
-        """Return the generation's level; None where nobody here embeds its model."""
+    def _provider(self, index: ServedIndex) -> Provider | None:
+        """Return who embeds the generation's model; None where nobody here does."""
         wanted = index.embedding
         which = f"{index.namespace}/{index.name}"
         offered = self._offered.get(wanted.provider)
@@ -205,7 +203,7 @@ class Worker:
             for model in offered or ()
         ):
             self._told.discard(which)
-            return Level(self._database, self._embedders.get(wanted.provider), index, self._limits)
+            return self._embedders.get(wanted.provider)
         if which not in self._told:
             self._told.add(which)
             _log.warning(

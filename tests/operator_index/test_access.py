@@ -9,7 +9,7 @@ import pytest
 from operator_index.place import database_in, index_manifest
 from parts.servers import Database, run
 from parts.vault import Administrator
-from polaris.names import index_role, vault_role
+from polaris.names import FINALIZER, index_role, vault_role
 from polaris_cli.up.postgres import LocalPostgres
 from scenes.credentials import FromVault, from_vault
 from scenes.folder import FolderScene, query
@@ -73,3 +73,36 @@ def test_logins_of_readers_are_leased_and_with_delete_nothing_of_them_is_left(
     assert roles_of_the_index(vault.database, catalog) == 0
     assert run(vault.database.dsn, "SELECT 1 FROM pg_roles WHERE rolname = %s", secret.data["username"]) == []
     assert run(vault.database.dsn, "SELECT 1 FROM polaris.indexes") == []
+
+
+def test_a_login_that_vault_does_not_issue_holds_up_nothing_but_itself(
+    scene: FolderScene, vault: FromVault
+) -> None:
+    scene.apply(vault.manifest(allowedNamespaces=["*"]))
+    scene.reconcile()
+    query(
+        scene.secret("polaris-worker"), "INSERT INTO polaris.models VALUES ('default', 'e5', '1', 'test', 8)"
+    )
+    key = scene.apply(index_manifest())
+    scene.reconcile(key)
+    run(vault.database.dsn, "DROP VIEW polaris_i1_handbook.documents")
+    run(vault.database.dsn, "REVOKE polaris_issuer FROM polaris_vault")
+    two = [*ACCESS, {"name": "second", "secretName": "handbook-second"}]
+    scene.apply(index_manifest(access=two, deletionPolicy="Delete"))
+    try:
+        again = scene.reconcile(key)
+        assert again is not None
+        assert again <= 10
+        assert scene.read(key).finalizers == (FINALIZER,)
+        assert run(vault.database.dsn, "SELECT deletion_policy FROM polaris.indexes") == [("Delete",)]
+        assert run(vault.database.dsn, "SELECT 1 FROM pg_views WHERE viewname = 'documents'") == [(1,)]
+        assert scene.condition("Serving", key)[0] == "True"
+        assert scene.condition("Ready", key)[0] == "False"
+        assert "Vault does not issue a login" in scene.condition("Ready", key)[2]
+        assert scene.condition("Reconciling", key)[0] == "True"
+    finally:
+        run(vault.database.dsn, "GRANT polaris_issuer TO polaris_vault")
+    scene.reconcile(key)
+    assert scene.condition("Ready", key)[0] == "True"
+    scene.delete(key)
+    scene.reconcile(key)

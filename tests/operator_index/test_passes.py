@@ -8,6 +8,7 @@ import pytest
 from operator_index.place import MAIN, Place, index_manifest, said_of
 from parts import servers
 from polaris.names import ADOPT_ANNOTATION
+from polaris.spec import AttributeType
 from polaris.status import Reason
 from polaris_cli.up.postgres import LocalPostgres
 from polaris_operator.objects import Key
@@ -31,6 +32,19 @@ def test_from_a_manifest_to_ready_and_then_nothing_is_written(any_here: Place) -
     place.go(key)
 
     assert place.resource(key).resource_version == version
+    assert place.decide(key).steps == ()
+
+
+def test_an_index_of_an_attribute_of_any_type_is_known_again(any_here: Place) -> None:
+    place = any_here
+    attributes = [{"name": f"a_{kind.value}", "type": kind.value} for kind in AttributeType]
+    key = place.ready(attributes=attributes)
+
+    _, _, facts = place.look(key)
+
+    assert {kind: seen.outdated for kind, seen in facts.index.indexes.items() if "_by_a_" in kind} == {
+        f"g1_by_a_{kind.value}_{kind.value[:4]}": False for kind in AttributeType
+    }
     assert place.decide(key).steps == ()
 
 
@@ -229,6 +243,15 @@ DRIFT = {
     "a membership": "REVOKE {r}_writer FROM polaris_{c}_query",
     "the readers' role": "DROP OWNED BY {r}_reader; DROP ROLE {r}_reader",
     "an attribute's index": "DROP INDEX {s}.g1_by_lang_keyw",
+    "an attribute's index on an older expression": "DROP INDEX {s}.g1_by_lang_keyw; CREATE INDEX"
+    " g1_by_lang_keyw ON {s}.g1_chunks ((CASE WHEN jsonb_typeof(attributes -> 'lang') = 'string'"
+    " THEN attributes ->> 'lang' END) COLLATE \"C\")",
+    "an attribute's index with another collation": "DROP INDEX {s}.g1_by_lang_keyw; CREATE INDEX"
+    " g1_by_lang_keyw ON {s}.g1_chunks ((CASE WHEN jsonb_typeof((attributes -> 'lang')) = 'string'"
+    " AND octet_length((attributes -> 'lang') #>> '{{}}') <= 1024"
+    " THEN (attributes -> 'lang') #>> '{{}}' END) COLLATE \"POSIX\")",
+    "an attribute's index with a column more": "DROP INDEX {s}.g1_by_lang_keyw; CREATE INDEX"
+    " g1_by_lang_keyw ON {s}.g1_chunks ((attributes -> 'lang'), version)",
     "the vector index": "DROP INDEX {s}.{v}",
     "a btree of the vector index's name": "DROP INDEX {s}.{v}; CREATE INDEX {v} ON {s}.g1_chunks (version)",
     "another graph of the vector index's name": "DROP INDEX {s}.{v}; CREATE INDEX {v} ON {s}.g1_chunks"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 
 from polaris.errors import InvalidInput, TooLarge
-from polaris_service.bodies import NotJson, escape, lines, parse_json, read_body
+from polaris_service.bodies import NotJson, Splitter, escape, lines, parse_json, read_body
 
 pytestmark = [pytest.mark.unit, pytest.mark.anyio]
 
@@ -51,6 +51,39 @@ async def test_a_long_line_is_cut_and_the_others_are_whole(pieces: list[bytes], 
     assert await all_lines(pieces, limit) == expected
 
 
+@given(
+    body=st.lists(st.sampled_from([b"", b"a", b"bc" * 3, b"\r", b"0" * 40])).map(b"\n".join),
+    cuts=st.lists(st.integers(0, 300)),
+    limit=st.integers(0, 50),
+)
+async def test_where_a_body_is_cut_makes_no_difference(body: bytes, cuts: list[int], limit: int) -> None:
+    places = [0, *sorted(min(cut, len(body)) for cut in cuts), len(body)]
+    pieces = [body[begin:end] for begin, end in itertools.pairwise(places)]
+    assert await all_lines(pieces, limit) == await all_lines([body], limit)
+
+
+def test_a_long_line_in_small_pieces_is_gathered_in_one_place() -> None:
+    splitter = Splitter(10_000)
+    gathered = splitter.rest
+    for number in range(1, 5001):
+        assert splitter.feed(b"xy") == []
+        # Grown where it is, and not made anew of itself and the piece.
+        assert splitter.rest is gathered
+        assert len(gathered) == 2 * number
+    assert splitter.feed(b"\nz") == [b"xy" * 5000]
+    assert splitter.rest is gathered
+    assert bytes(gathered) == b"z"
+
+
+def test_of_a_line_that_is_too_long_nothing_more_is_gathered() -> None:
+    splitter = Splitter(10)
+    assert splitter.feed(b"x" * 11) == [b"x" * 11]
+    for _ in range(1000):
+        assert splitter.feed(b"x" * 100) == []
+        assert not splitter.rest
+    assert splitter.feed(b"x\nnext\n") == [b"next"]
+
+
 async def test_a_body_is_given_up_on_as_soon_as_it_is_too_large() -> None:
     read = 0
 
@@ -83,6 +116,9 @@ async def test_a_content_length_that_lies_does_not_help() -> None:
         (b'{"a": {"b/c": ["x", "\\u0000"]}}', "/a/b~1c/1"),
         (b'{"a": "\\ud83d\\ude00 \\ud83d"}', "/a"),
         (b'["a", {"~": "\\udead"}]', "/1/~0"),
+        (b'{"a": [1, 1e400]}', "/a/1"),
+        (b'{"a": {"b": -1e400}}', "/a/b"),
+        (b"[" + b"9" * 5000 + b"]", "/0"),
     ],
 )
 def test_what_cannot_be_stored_is_named_by_its_pointer(body: bytes, pointer: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from polaris.errors import InvalidInput, Unauthenticated
+from polaris.errors import InvalidInput, Unauthenticated, Unavailable
 from polaris_service.gate import Access
 from polaris_service.gate import tokens as module
 from polaris_service.gate.cache import Answers
@@ -192,6 +192,25 @@ async def test_the_file_is_followed_and_a_wrong_one_leaves_what_was_in_force(
         await policy.who("t")
     # Who was let in before is not any more.
     assert not await policy.may(caller, Access.QUERY, "team", "a")
+
+
+async def test_who_removes_the_file_locks_everybody_out_until_it_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_LOOK_SECONDS", 0.0)
+    file, aside = tmp_path / "tokens.yaml", tmp_path / "aside.yaml"
+    file.write_text(text(entry("t")))
+    policy = TokensPolicy(file)
+    await policy.start()
+    caller = await policy.who("t")
+    file.rename(aside)
+    with pytest.raises(Unavailable, match="not there, or is wrong"):
+        await policy.who("t")
+    with pytest.raises(Unavailable):
+        await policy.may(caller, Access.QUERY, "team", "a")
+    # The very same file, with the time that it had.
+    aside.rename(file)
+    assert (await policy.who("t")).name == "me"
 
 
 # --- over HTTP ---

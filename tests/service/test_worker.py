@@ -13,6 +13,7 @@ import pytest
 from parts import servers
 from polaris import names
 from polaris.sql import identifier
+from polaris_service.documents import behind
 from polaris_service.documents.behind import Failure, after_failure, embedded_text, outlast_the_embedder
 from service.made import Index, Made, spec
 from service.providers import POISON, Failing
@@ -218,6 +219,65 @@ async def test_a_model_that_nobody_here_embeds_is_left_to_others(rig: Rig) -> No
         await rig.put(other, "a", "text")
         await rig.level(other)
     assert rig.made.behind(index) == 1
+
+
+# --- deletions ---
+
+
+async def test_a_deletion_is_applied_while_the_embedder_is_away(rig: Rig, index: Index) -> None:
+    workers = Failing()
+    await rig.put(index, "a", "text to delete")
+    await rig.put(index, "b", "text that stays")
+    async with rig.worker(workers):
+        await rig.level(index)
+        workers.away = True
+        await rig.put(index, "b", "text that nobody embeds now")
+        await until(lambda: workers.asked > 3)
+        assert (await rig.http.delete(f"{index.path}/documents/a")).status_code == 202
+
+        async def is_gone() -> bool:
+            return [hit["document"] for hit in await rig.search(index, "text")] == ["b"]
+
+        await until(is_gone)
+        assert rig.made.behind(index) == 1
+        workers.away = False
+        await rig.level(index)
+    rig.made.check(index)
+
+
+async def test_a_deletion_is_applied_where_nobody_embeds_the_model(rig: Rig) -> None:
+    index = rig.made.index(
+        "ready-only", spec(embedding={"provider": "another", "model": "hashed", "dimension": 64})
+    )
+    lines = [
+        {"id": id_, "text": id_, "model": "hashed", "chunks": [{"span": [0, 1], "vector": [1.0] * 64}]}
+        for id_ in ("a", "b")
+    ]
+    assert [line["status"] for line in await rig.batch(index, lines)] == [202] * 2
+    assert (await rig.http.delete(f"{index.path}/documents/a")).status_code == 202
+    async with rig.worker():
+        await rig.level(index)
+        await until(lambda: low_water(rig, index) == clock(rig, index))
+    found = await rig.http.post(f"{index.path}/search", json={"vector": [1.0] * 64})
+    assert [hit["document"] for hit in found.json()["hits"]] == ["b"]
+    rig.made.check(index)
+
+
+async def test_more_deletions_than_a_step_takes_are_applied_beside_what_is_embedded(
+    rig: Rig, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(behind, "_DELETIONS", 3)
+    await rig.batch(index, [{"id": f"d{n}", "text": f"text {n}"} for n in range(20)])
+    async with rig.worker():
+        await rig.level(index)
+    # Some of them no worker has ever seen.
+    await rig.batch(index, [{"id": f"d{n}", "text": "text"} for n in range(15, 25)])
+    for n in range(0, 25, 2):
+        assert (await rig.http.delete(f"{index.path}/documents/d{n}")).status_code == 202
+    async with rig.worker(), rig.worker():
+        await rig.level(index)
+    assert len(rig.made.dump(index, "g1_chunks")) == 12
+    rig.made.check(index)
 
 
 # --- failures ---

@@ -80,13 +80,13 @@ def ready(
     lives = serving(resource, facts.index)
     if lives.status != "True":
         return Said("Ready", "False", lives.reason, lives.message)
-    if unfit := _unfit(resource, spec, facts, now):
-        return Said("Ready", "False", fresh(unfit, facts, now).reason, fresh(unfit, facts, now).message)
+    if useless := unfit(resource, spec, facts, now):
+        return Said("Ready", "False", fresh(useless, facts, now).reason, fresh(useless, facts, now).message)
     suffix = ", and is suspended" if spec.suspend else ""
     return Said("Ready", "True", Reason.READY, f"it serves as its spec says{suffix}")
 
 
-def _unfit(resource: Resource, spec: PolarisIndexSpec, facts: IndexAndLogins, now: datetime) -> list[Wanted]:
+def unfit(resource: Resource, spec: PolarisIndexSpec, facts: IndexAndLogins, now: datetime) -> list[Wanted]:
     """Return the logins that nobody can use now."""
     wanted, world = wanted_logins(resource, spec, facts.index), facts.credentials
     return [one for one in wanted if world is None or credentials.unfit(one, world, now)]

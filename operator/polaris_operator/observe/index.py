@@ -126,6 +126,8 @@ _INDEXES = text("""
 SELECT n.nspname AS schema, x.relname AS name, t.relname AS table,
   i.indisvalid AND i.indisready AND i.indislive AS valid, m.amname AS method, o.opcname AS opclass,
   coalesce(x.reloptions, '{}') AS options, pg_get_expr(i.indexprs, i.indrelid) AS expression,
+  i.indnatts AS keys, coalesce((SELECT l.collname FROM pg_collation l
+    WHERE l.oid = i.indcollation[0] AND l.collname <> 'default'), '') AS collation,
   i.indisunique AS unique, i.indpred IS NOT NULL AS partial,
   EXISTS (SELECT FROM pg_constraint p WHERE p.conindid = x.oid) AS constraint,
   (SELECT coalesce(json_agg(a.attname ORDER BY k.place), '[]')

@@ -117,8 +117,11 @@ def build(
     `together_with` makes it a plain one, in one transaction with these statements: PostgreSQL ends it
     as it was meant to end, also where nobody is there any more to look.
     """
+    seen = aim.world.indexes.get(wanted.name)
+    other = seen is not None and seen.valid
+    why = "it is another one than its name says" if other else "it is invalid and nobody builds it"
     dead = (
-        (drop(aim, wanted.name, Reason.INDEX_INVALID, "it is invalid and nobody builds it", wanted),)
+        (drop(aim, wanted.name, Reason.INDEX_INVALID, why, wanted),)
         if standing(aim, wanted) == Standing.DEAD
         else ()
     )
@@ -233,7 +236,10 @@ def _is_btree_on(column: str) -> Callable[[IndexSeen], bool]:
 def _is_btree_of(attribute: str) -> Callable[[IndexSeen], bool]:
     place = f"(attributes -> '{attribute}'::text)"
     return lambda seen: (
-        seen.method == "btree" and place in (seen.expression or "") and not (seen.partial or seen.unique)
+        seen.method == "btree"
+        and place in (seen.expression or "")
+        and seen.keys == 1
+        and not (seen.partial or seen.unique or seen.outdated)
     )
 
 

@@ -1,6 +1,7 @@
 """What a pass over a PolarisIndex consists of: its index and the logins of its readers, together.
 
-Logins come first in a plan: a rotation never waits for DDL, and goes on while that is suspended.
+Logins come first in a plan: a rotation never waits for DDL, and goes on while that is suspended. One that
+fails is put aside, and DDL does not wait for it either.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from datetime import datetime
 from polaris import names
 from polaris.spec import DeletionPolicy, PolarisIndexSpec
 from polaris.status import IndexStatus
-from polaris_operator.conditions.index import index_status
+from polaris_operator.conditions.index import index_status, unfit
 from polaris_operator.doors import Doors
 from polaris_operator.objects import Resource
+from polaris_operator.observe.attributes import compared
 from polaris_operator.observe.credentials import gather_credentials
 from polaris_operator.observe.index import gather
 from polaris_operator.plan.credentials import plan_credentials
@@ -37,6 +39,7 @@ class Index:
         claim = claim_of(resource)
         with doors.postgres.read() as connection:
             world = gather(connection, doors.process.installation, [claim])[claim]
+            world = replace(world, indexes=compared(connection, world, spec.attributes))
         world = with_failures(world, doors)
         if not has_logins(resource, world):
             return IndexAndLogins(world)
@@ -65,7 +68,10 @@ class Index:
     ) -> IndexStatus:
         """Return the status, from the world after the last step."""
         if resource.deleted_at is None:
-            plan = plan_index(resource, spec, world.index, now)
+            own = plan_index(resource, spec, world.index, now)
+            # What stands in the way of logins is of no concern while there are others to use.
+            lacking = not own.steps and unfit(resource, spec, world, now)
+            plan = replace(own, blocked=own.blocked or (plan.blocked if lacking else None))
         return index_status(resource, spec, world, plan, now)
 
     def deadline_seconds(self, resource: Resource) -> int | None:

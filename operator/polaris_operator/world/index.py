@@ -141,6 +141,12 @@ class IndexSeen:
     options: Mapping[str, str] = field(default_factory=dict)
     columns: tuple[str, ...] = ()
     expression: str | None = None
+    keys: int = 1
+    """Number of its columns and expressions, included ones too."""
+    collation: str = ""
+    """Of the first of them; "": its type has none, or it is the database's."""
+    outdated: bool = False
+    """Whether it is on another expression than filters use; looked at in a pass over its object only."""
     unique: bool = False
     partial: bool = False
     constraint: bool = False

@@ -3,7 +3,8 @@
 Two forms are spoken: OpenAI's `chat/completions` (vLLM, Ollama, llama.cpp and most others too) and
 Gemini's `streamGenerateContent`. Whatever a service does, a stream ends: in text, in GeneratorUnavailable
 (no answer, overload, a connection that breaks) or in GeneratorRefused (it said no, or what is not
-its own form). Errors show the service's own words, cut, and never the key.
+its own form). Of its errors, what may be repeated is in `polaris_service.said`: free text may quote the
+passages, the question or the key.
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ from polaris.errors import GeneratorRefused, GeneratorUnavailable
 from polaris.settings import ServiceSettings
 from polaris_service.answer.extractive import Extractive
 from polaris_service.answer.prompt import Prompt
+from polaris_service.said import code, codes, media_type, summary
 
 TRUNCATED = "answer-truncated"
 """In `degraded`: the generator ended at its limit of tokens."""
 _MAX_TOKENS = 1024
 _CONNECT_SECONDS = 5.0
 _LONGEST_LINE = 2**20
-_SHOWN = 200
+_LONGEST_ERROR = 2**14
+_UNNAMED = "its own log says why"
 
 
 class Generator(Protocol):
@@ -157,9 +160,8 @@ class _ParameterRefused(Exception):
 
 def _of_openai(event: dict[str, Any]) -> tuple[str, str | None]:
     """Return the text of a chunk, and why it is the last one."""
-    error = event.get("error")
-    if error:
-        raise GeneratorRefused(f"the generator ended with an error: {_shown(error)}")
+    if event.get("error"):
+        raise _ended(event)
     choices = event.get("choices")
     if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
         raise _rubbish("a chunk without choices")
@@ -215,11 +217,11 @@ class Gemini:
 def _of_gemini(event: dict[str, Any]) -> tuple[str, str | None]:
     """Return the text of a chunk, and why it is the last one."""
     if event.get("error"):
-        raise GeneratorRefused(f"the generator ended with an error: {_shown(event['error'])}")
+        raise _ended(event)
     feedback = event.get("promptFeedback")
     blocked = feedback.get("blockReason") if isinstance(feedback, dict) else None
     if blocked:
-        raise GeneratorRefused(f"the generator blocked the prompt: {_shown(blocked)}")
+        raise GeneratorRefused(f"the generator blocked the prompt: {code(blocked) or _UNNAMED}")
     candidates = event.get("candidates") or []
     if not isinstance(candidates, list) or not all(isinstance(c, dict) for c in candidates):
         raise _rubbish("a chunk whose candidates are no list of objects")
@@ -227,7 +229,7 @@ def _of_gemini(event: dict[str, Any]) -> tuple[str, str | None]:
         return "", None
     reason = candidates[0].get("finishReason")
     if reason not in (None, "STOP", "MAX_TOKENS"):
-        raise GeneratorRefused(f"the generator stopped the answer: {_shown(reason)}")
+        raise GeneratorRefused(f"the generator stopped the answer: {code(reason) or _UNNAMED}")
     content = candidates[0].get("content")
     parts = content.get("parts") if isinstance(content, dict) else None
     parts = [part for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
@@ -272,16 +274,16 @@ async def _events(
 
     `refusal` may return an error of its own for a status and the error object that came with it.
     """
-    content = orjson.dumps(body)
+    asked = orjson.dumps(body)
     sent = {**headers, "Content-Type": "application/json"}
     try:
-        async with client.stream("POST", url, content=content, headers=sent) as response:
+        async with client.stream("POST", url, content=asked, headers=sent) as response:
             if response.status_code != 200:
-                told = await _told(response)
-                raise refusal(response.status_code, told) or _failure(response, told)
-            kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+                content = await _head(response)
+                raise refusal(response.status_code, _told(content)) or _failure(response, content)
+            kind = media_type(response.headers.get("content-type", ""))
             if kind != "text/event-stream":
-                raise _rubbish(f"{kind or 'nothing known'} in place of a stream of events")
+                raise _rubbish(f"no stream of events ({kind})")
             async with aclosing(_lines(response)) as lines:
                 async for line in lines:
                     if line.startswith(b"data:"):
@@ -305,36 +307,50 @@ async def _lines(response: httpx.Response) -> AsyncGenerator[bytes, None]:
     yield rest
 
 
-async def _told(response: httpx.Response) -> dict[str, Any]:
-    """Return the error object of a refusal; its text as the message where there is none."""
-    raw = b""
+async def _head(response: httpx.Response) -> bytes:
+    raw = bytearray()
     async for piece in response.aiter_bytes():
         raw += piece
-        if len(raw) > 16384:
+        if len(raw) > _LONGEST_ERROR:
             break
+    return bytes(raw)
+
+
+def _told(content: bytes) -> dict[str, Any]:
+    """Return the error object of a refusal; empty where there is none."""
     try:
-        value = orjson.loads(raw)
+        value = orjson.loads(content)
     except orjson.JSONDecodeError:
-        return {"message": raw.decode(errors="replace")}
+        return {}
     error = value.get("error") if isinstance(value, dict) else None
-    if isinstance(error, dict):
-        return error
-    return {"message": str(error or "")}
+    return error if isinstance(error, dict) else {}
 
 
-def _failure(response: httpx.Response, told: Mapping[str, Any]) -> Exception:
+def _failure(response: httpx.Response, content: bytes) -> Exception:
     status = response.status_code
-    message = f"the generator answered {status}: {_shown(told)}"
+    message = f"the generator answered {summary(status, content)}"
     if status in (408, 409, 425, 429) or status >= 500:
         after = response.headers.get("retry-after", "")
         return GeneratorUnavailable(message, float(after) if after.isdecimal() else None)
-    return GeneratorRefused(message)
+    advice = _advice(status)
+    return GeneratorRefused(f"{message}: {advice}" if advice else message)
 
 
-def _shown(told: Any) -> str:
-    """Return a service's own words, cut and in one line."""
-    words = told.get("message") or told if isinstance(told, Mapping) else told
-    return " ".join(str(words).split())[:_SHOWN]
+def _advice(status: int) -> str:
+    """Return what a person can do about a refusal."""
+    match status:
+        case 401 | 403:
+            return "it does not accept the key of the settings, or wants one"
+        case 404:
+            return "it has no model of the settings' name, or the address is not that of its API"
+        case 400 | 413 | 422:
+            return "it does not take what was sent; its own log says why"
+    return ""
+
+
+def _ended(event: Mapping[str, Any]) -> GeneratorRefused:
+    names = ", ".join(codes(event)) or _UNNAMED
+    return GeneratorRefused(f"the generator ended with an error: {names}")
 
 
 def _json(data: bytes) -> dict[str, Any]:

@@ -5,6 +5,9 @@ on. A step claims some that are (a row lock in `g<n>_applied`, others' left out)
 replaces their chunks and marks them applied, all in one transaction. So nothing has to be cleaned up
 after a worker that was killed: its locks go with its connection, and the documents are still behind.
 
+Deletions come first, in a transaction of their own: they need no embedder, so they wait for none, and are
+applied also where nobody embeds the generation's model.
+
 A batch that fails is tried again one document at a time, so a poisoned one never stops others; its
 tries, its error and its next try stand in its row. An embedder that is away is nobody's fault: the
 step waits and no try is counted.
@@ -16,7 +19,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import asyncpg
@@ -47,6 +50,7 @@ _log = logger(__name__)
 _BATCH_BYTES = 4 * 2**20
 """Text of a batch; the first document is taken whatever its size."""
 _MISSING_ROWS = 1000
+_DELETIONS = 1000
 _LOW_WATER_SECONDS = 5.0
 _RENEW_SECONDS = 1.0
 _FIRST_RETRY_SECONDS = 1.0
@@ -143,19 +147,24 @@ def embedded_text(title: str | None, chunk: str) -> str:
 
 
 class Level:
-    """One generation of an index, and how far this process knows it to be."""
+    """One generation of an index, and how far this process knows it to be.
+
+    Without a provider, what is deleted is removed, and what is to be embedded is left to other workers.
+    """
 
     def __init__(
-        self, database: Database, provider: Provider, index: ServedIndex, limits: WorkLimits
+        self, database: Database, provider: Provider | None, index: ServedIndex, limits: WorkLimits
     ) -> None:
         self.index = index
+        self.provider = provider
         self._database = database
-        self._provider = provider
         self._limits = limits
         self._sql = sql.work_statements(index.schema, index.generation)
         # Everything up to here was settled, claimed or waiting for its next try when we last looked:
         # a place to go on from, so that a long backlog is not read from its beginning at each step.
         self._cursor = 0
+        # Every deletion up to here is applied. It is true for good, so it never goes back.
+        self._deletions_cursor = 0
         self._chunks_per_document = 4.0
         self._low_water_at = time.monotonic()
         self._renewed_at = float("-inf")
@@ -173,15 +182,51 @@ class Level:
             behind = head["sequence"] - head["low_water"]
             if behind == 0:
                 return await self._idle(connection, head)
+        deleted, more = await self._apply_deletions(head)
+        if self.provider is None:
+            await self._keep_low_water()
+            return Outcome(deleted, more=more, behind=behind)
+        outcome = await self._embed_some(head, self.provider)
+        return replace(outcome, documents=outcome.documents + deleted, more=outcome.more or more)
+
+    async def _embed_some(self, head: asyncpg.Record, provider: Provider) -> Outcome:
+        async with self._database.connection("look") as connection:
             await self._ask_for_load(connection, head)
             self._cursor = max(self._cursor, head["low_water"])
             await connection.execute(self._sql.missing, self._cursor, _MISSING_ROWS)
-        outcome = await self._apply()
+        outcome = await self._apply(provider)
         if outcome is None:
             return await self._nothing_claimed(head)
         await self._keep_load(head)
         await self._keep_low_water()
         return outcome
+
+    async def _apply_deletions(self, head: asyncpg.Record) -> tuple[int, bool]:
+        """Remove what is searchable of deleted documents; return how many, and whether there may be more.
+
+        One that somebody else holds (an older version is being embedded) is looked for again in the next
+        step: the cursor stays before it.
+        """
+        start = max(self._deletions_cursor, head["low_water"])
+        async with self._database.connection("look") as connection:
+            found = await connection.fetch(self._sql.deletions, start, _DELETIONS)
+            if found:
+                await connection.execute(self._sql.missing_of, [row["id"] for row in found])
+        # All sequences up to the clock's were given out before the look, in the order of commits.
+        end = found[-1]["sequence"] if len(found) == _DELETIONS else head["sequence"]
+        claimed = await self._remove_deleted([row["id"] for row in found]) if found else set()
+        held = [row["sequence"] for row in found if row["id"] not in claimed]
+        self._deletions_cursor = max(self._deletions_cursor, held[0] - 1 if held else end)
+        return len(claimed), len(found) == _DELETIONS and bool(claimed)
+
+    async def _remove_deleted(self, documents: Sequence[int]) -> set[int]:
+        async with self._database.transaction("work") as connection:
+            await outlast_the_embedder(connection)
+            await claim_chunks(connection, self.index)
+            claimed = await connection.fetch(self._sql.claim_deletions, documents)
+            if claimed:
+                await self._replace(connection, [_Cut(row) for row in claimed], {})
+        return {row["id"] for row in claimed}
 
     async def _idle(self, connection: Connection, head: asyncpg.Record) -> Outcome:
         if head["load_requested"] and not await loading.clear(
@@ -239,7 +284,7 @@ class Level:
 
     # --- one batch ---
 
-    async def _apply(self) -> Outcome | None:
+    async def _apply(self, provider: Provider) -> Outcome | None:
         """Claim and apply a batch; None where nothing can be claimed."""
         claimed: list[asyncpg.Record] = []
         limit = max(
@@ -253,41 +298,41 @@ class Level:
                 if not claimed:
                     return None
                 before, self._cursor = self._cursor, claimed[-1]["sequence"]
-                outcome = await self._bring_level(connection, claimed)
+                outcome = await self._bring_level(connection, provider, claimed)
             if outcome.documents < len(claimed):
                 self._cursor = before  # Some were too large for this batch.
         except (asyncio.CancelledError, IndexNotReady):
             raise
         except Exception as error:
-            if not claimed or not await self._is_about_documents(error):
+            if not claimed or not await self._is_about_documents(provider, error):
                 raise
-            return await self._one_by_one(claimed)
+            return await self._one_by_one(provider, claimed)
         self._chunks_per_document += 0.2 * (
             max(1.0, outcome.chunks / outcome.documents) - self._chunks_per_document
         )
         return outcome
 
-    async def _is_about_documents(self, error: Exception) -> bool:
+    async def _is_about_documents(self, provider: Provider, error: Exception) -> bool:
         """Return whether a failure may be about one of the documents; raise what it is about otherwise."""
         if isinstance(error, Unavailable | DeadlineExceeded | Conflict):
             return False
         if isinstance(error, EmbedderRefused):
-            await self._check_embedder()
+            await self._check_embedder(provider)
         return True
 
-    async def _check_embedder(self) -> None:
+    async def _check_embedder(self, provider: Provider) -> None:
         """Raise EmbedderUnavailable where not even a harmless text is embedded.
 
         A wrong key or model must not make every document a failed one.
         """
         try:
-            await self._embed([_PROBE])
+            await self._embed(provider, [_PROBE])
         except EmbedderRefused as error:
             raise EmbedderUnavailable(
-                f"provider {self._provider.name} embeds nothing: {error}", retry_after=10.0
+                f"provider {provider.name} embeds nothing: {error}", retry_after=10.0
             ) from None
 
-    async def _one_by_one(self, claimed: Sequence[asyncpg.Record]) -> Outcome:
+    async def _one_by_one(self, provider: Provider, claimed: Sequence[asyncpg.Record]) -> Outcome:
         """Try each document of a batch that failed in a transaction of its own."""
         documents = chunks = embedded = failed = 0
         for row in claimed:
@@ -298,13 +343,13 @@ class Level:
                     again = await connection.fetch(self._sql.claim_one, row["id"])
                     if not again:
                         continue
-                    outcome = await self._bring_level(connection, again)
+                    outcome = await self._bring_level(connection, provider, again)
                 documents, chunks = documents + 1, chunks + outcome.chunks
                 embedded += outcome.embedded
             except (asyncio.CancelledError, IndexNotReady):
                 raise
             except Exception as error:
-                if not await self._is_about_documents(error):
+                if not await self._is_about_documents(provider, error):
                     raise
                 await self._write_down(row, error)
                 failed += 1
@@ -338,16 +383,20 @@ class Level:
             exc_info=None if known else error,
         )
 
-    async def _bring_level(self, connection: Connection, claimed: Sequence[asyncpg.Record]) -> Outcome:
+    async def _bring_level(
+        self, connection: Connection, provider: Provider, claimed: Sequence[asyncpg.Record]
+    ) -> Outcome:
         """Cut, embed and write documents, in the transaction that claimed them."""
-        documents = await self._cut(connection, claimed)
-        made, embedded = await self._vectors(connection, documents)
+        documents = await self._cut(connection, provider, claimed)
+        made, embedded = await self._vectors(connection, provider, documents)
         await self._replace(connection, documents, made)
         chunks = sum(len(document.spans) for document in documents)
         return Outcome(len(documents), chunks, embedded, more=True)
 
-    async def _cut(self, connection: Connection, claimed: Sequence[asyncpg.Record]) -> list[_Cut]:
-        living = {row["id"]: row for row in claimed if not row["deleted"]}
+    async def _cut(
+        self, connection: Connection, provider: Provider, claimed: Sequence[asyncpg.Record]
+    ) -> list[_Cut]:
+        living = {row["id"]: row for row in claimed}
         versions = await connection.fetch(
             self._sql.texts, list(living), [row["version"] for row in living.values()], _BATCH_BYTES
         )
@@ -355,14 +404,13 @@ class Level:
 
         def count(texts: Sequence[str]) -> Sequence[int]:
             # Called in a thread, so that cutting a large text stops nobody; the provider is asynchronous.
-            counting = self._provider.count_tokens(self.index.embedding.model, texts)
+            counting = provider.count_tokens(self.index.embedding.model, texts)
             return asyncio.run_coroutine_threadsafe(counting, loop).result()
 
         def cut_all() -> list[_Cut]:
             return [self._cut_one(living[version["id"]], version, count) for version in versions]
 
-        gone = [_Cut(row) for row in claimed if row["deleted"]]
-        return gone + await asyncio.to_thread(cut_all)
+        return await asyncio.to_thread(cut_all)
 
     def _cut_one(
         self, row: asyncpg.Record, version: asyncpg.Record, count: Callable[[Sequence[str]], Sequence[int]]
@@ -379,7 +427,7 @@ class Level:
         return _Cut(row, version["attributes"], tuple(spans), texts, tuple(map(text_hash, texts)))
 
     async def _vectors(
-        self, connection: Connection, documents: Sequence[_Cut]
+        self, connection: Connection, provider: Provider, documents: Sequence[_Cut]
     ) -> tuple[dict[tuple[int, bytes], Any], int]:
         """Return the vector of each text by document and hash, and how many were not known before."""
         # An edit of a document embeds what is new in it; a first version has nothing to look for.
@@ -397,13 +445,13 @@ class Level:
         keys, texts = list(missing), list(missing.values())
         for start in range(0, len(texts), self._limits.batch_chunks):
             part = slice(start, start + self._limits.batch_chunks)
-            made.update(zip(keys[part], await self._embed(texts[part]), strict=True))
+            made.update(zip(keys[part], await self._embed(provider, texts[part]), strict=True))
         return made, len(texts)
 
-    async def _embed(self, texts: Sequence[str]) -> list[vectors.Vector]:
+    async def _embed(self, provider: Provider, texts: Sequence[str]) -> list[vectors.Vector]:
         embedding = self.index.embedding
         try:
-            found = await self._provider.embed(embedding.model, texts, Kind.PASSAGE)
+            found = await provider.embed(embedding.model, texts, Kind.PASSAGE)
         except OSError as error:  # In a block where the database's are expected.
             raise EmbedderUnavailable(f"the embedder failed: {type(error).__name__}") from error
         _check(found, embedding)

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from polaris import names
+from polaris.layout import BEHIND
 from polaris.sql import Sql, compose, identifier
 
 # Where a document stands with a generation (d: stored_documents, a: g<n>_applied or nulls).
-PENDING = Sql("(d.sequence > greatest(coalesce(a.sequence, 0), coalesce(a.failed_sequence, 0)))")
 FAILED = Sql("(a.failed_sequence >= d.sequence AND a.sequence < d.sequence)")
 SEARCHABLE = Sql("(a.sequence >= d.sequence)")
-STATES = {"pending": PENDING, "failed": FAILED, "searchable": SEARCHABLE}
+STATES = {"pending": BEHIND, "failed": FAILED, "searchable": SEARCHABLE}
 
 GENERATIONS = "SELECT number, state FROM polaris.generations WHERE index_id = $1 ORDER BY number"
 STATE = "SELECT state FROM polaris.generations WHERE index_id = $1 AND number = $2"
@@ -60,7 +60,7 @@ def _tables(schema: str, generation: int) -> dict[str, Sql | int]:
         "clock": identifier(schema, names.CLOCK),
         "chunks": identifier(schema, names.chunks_table(generation)),
         "applied": identifier(schema, names.applied_table(generation)),
-        "pending": PENDING,
+        "pending": BEHIND,
     }
 
 
@@ -196,10 +196,16 @@ class WorkStatements:
     """$1 index, $2 generation: how far the clock and the generation are."""
     missing: str
     """$1 sequence, $2 limit: make rows in applied for documents above the sequence."""
+    deletions: str
+    """$1 sequence, $2 limit: deleted documents above the sequence that are behind, and their sequences."""
+    missing_of: str
+    """$1 documents: make the rows in applied that they lack."""
+    claim_deletions: str
+    """$1 documents: lock those that are deleted and behind, those that others hold left out."""
     claim: str
-    """$1 sequence, $2 limit: lock documents that are behind, those that others hold left out."""
+    """$1 sequence, $2 limit: lock living documents that are behind, those that others hold left out."""
     claim_one: str
-    """$1 document: lock it if it is behind."""
+    """$1 document: lock it if it is there and behind."""
     texts: str
     """$1 documents, $2 versions, $3 bytes: their versions, in order, the first and as many as fit."""
     known: str
@@ -230,16 +236,31 @@ SELECT id FROM (
     AND NOT EXISTS (SELECT FROM {applied} a WHERE a.document_id = d.id) ORDER BY d.sequence LIMIT $2
 ) AS missing ORDER BY id ON CONFLICT (document_id) DO NOTHING
 """
-_CLAIM = """
-SELECT d.id, d.version, d.sequence, d.deleted, a.version AS applied_version
+_DELETIONS = """
+SELECT d.id, d.sequence FROM {documents} d LEFT JOIN {applied} a ON a.document_id = d.id
+WHERE d.sequence > $1 AND d.deleted AND {pending} ORDER BY d.sequence LIMIT $2
+"""
+_MISSING_OF = """
+INSERT INTO {applied} (document_id) SELECT id FROM unnest($1::bigint[]) AS given(id)
+WHERE NOT EXISTS (SELECT FROM {applied} a WHERE a.document_id = id)
+ORDER BY id ON CONFLICT (document_id) DO NOTHING
+"""
+# Whenever the next try of what was deleted would have been: nothing is embedded, so nothing is waited for.
+_CLAIM_DELETIONS = """
+SELECT d.id, d.version, d.sequence, a.version AS applied_version
 FROM {documents} d JOIN {applied} a ON a.document_id = d.id
-WHERE d.sequence > $1 AND {pending} AND (a.next_try_at IS NULL OR a.next_try_at <= now())
+WHERE d.id = ANY($1::bigint[]) AND d.deleted AND {pending} FOR UPDATE OF a SKIP LOCKED
+"""
+_CLAIM = """
+SELECT d.id, d.version, d.sequence, a.version AS applied_version
+FROM {documents} d JOIN {applied} a ON a.document_id = d.id
+WHERE d.sequence > $1 AND NOT d.deleted AND {pending} AND (a.next_try_at IS NULL OR a.next_try_at <= now())
 ORDER BY d.sequence LIMIT $2 FOR UPDATE OF a SKIP LOCKED
 """
 _CLAIM_ONE = """
-SELECT d.id, d.version, d.sequence, d.deleted, a.version AS applied_version
+SELECT d.id, d.version, d.sequence, a.version AS applied_version
 FROM {documents} d JOIN {applied} a ON a.document_id = d.id
-WHERE d.id = $1 AND {pending} FOR UPDATE OF a SKIP LOCKED
+WHERE d.id = $1 AND NOT d.deleted AND {pending} FOR UPDATE OF a SKIP LOCKED
 """
 _TEXTS = """
 SELECT id, text, title, attributes FROM (
@@ -260,15 +281,17 @@ WHERE document_id = $1
 _TRIES = """
 SELECT tries, sequence, failed_sequence FROM {applied} WHERE document_id = $1 FOR UPDATE
 """
+# The first that is behind ends the look: a backlog that nobody embeds is not read again and again.
 # One statement, so one snapshot: what the clock says in it is what the documents in it show, since
 # sequences are in the order of commits.
 _RAISE_LOW_WATER = """
 UPDATE polaris.generations g SET low_water = settled.sequence
 FROM (
-  SELECT coalesce(min(d.sequence) - 1, (SELECT sequence FROM {clock})) AS sequence
-  FROM {documents} d LEFT JOIN {applied} a ON a.document_id = d.id
-  WHERE d.sequence > (SELECT low_water FROM polaris.generations WHERE index_id = $1 AND number = $2)
-    AND {pending}
+  SELECT coalesce((
+    SELECT d.sequence - 1 FROM {documents} d LEFT JOIN {applied} a ON a.document_id = d.id
+    WHERE d.sequence > (SELECT low_water FROM polaris.generations WHERE index_id = $1 AND number = $2)
+      AND {pending} ORDER BY d.sequence LIMIT 1
+  ), (SELECT sequence FROM {clock})) AS sequence
 ) AS settled
 WHERE g.index_id = $1 AND g.number = $2 AND g.low_water < settled.sequence
 """
@@ -299,6 +322,9 @@ def work_statements(schema: str, generation: int) -> WorkStatements:
     return WorkStatements(
         head=made(_HEAD),
         missing=made(_MISSING),
+        deletions=made(_DELETIONS),
+        missing_of=made(_MISSING_OF),
+        claim_deletions=made(_CLAIM_DELETIONS),
         claim=made(_CLAIM),
         claim_one=made(_CLAIM_ONE),
         texts=made(_TEXTS),

@@ -34,6 +34,7 @@ from polaris_service.embed.provider import (
     check_texts,
     check_vectors,
 )
+from polaris_service.said import media_type, summary
 
 BATCH_TEXTS = 32
 BATCH_CHARACTERS = 50_000
@@ -44,10 +45,6 @@ _ESTIMATE_SECONDS = 300
 _TRANSIENT = frozenset({408, 425, 429})
 _NOT_OFFERED = frozenset({400, 404, 405, 422, 501})
 _KEY = re.compile(r"[!-~]+")
-# The only words of a server that are repeated. Free text of an error may quote the texts that were sent, or
-# the key, and ends in logs and beside documents: a name such as `model_not_found` holds neither.
-_CODE = re.compile(r"(?=.{1,40}$)[a-z]+(?:[_-][a-z]+)*")
-_MEDIA_TYPE = re.compile(r"(?=.{1,80}$)[a-z]+/[a-z0-9.+-]+")
 _DEFAULT_REVISION = "1"
 
 
@@ -186,11 +183,13 @@ class RemoteProvider:
             raise self._refused(f"has no valid address: {error}") from None
         except httpx.HTTPError as error:
             raise self._unavailable(f"does not answer: {_words(error)}") from None
-        self._check_status(path, body or {}, _Answered(status, headers, content))
+        self._check_status(path, body or {}, status, headers, content)
         try:
             return orjson.loads(content)
         except orjson.JSONDecodeError:
-            raise self._refused(f"answered {path} with what is no JSON ({_media_type(headers)})") from None
+            raise self._refused(
+                f"answered {path} with what is no JSON ({media_type(headers.get('content-type', ''))})"
+            ) from None
 
     async def _exchange(
         self, method: str, path: str, body: Mapping[str, Any] | None
@@ -234,15 +233,16 @@ class RemoteProvider:
             raise self._unavailable(f"needs a key, and {self._key_file} holds none")
         return {"Authorization": f"Bearer {key}"}
 
-    def _check_status(self, path: str, body: Mapping[str, Any], answered: _Answered) -> None:
-        status = answered.status
+    def _check_status(
+        self, path: str, body: Mapping[str, Any], status: int, headers: httpx.Headers, content: bytes
+    ) -> None:
         if status == HTTPStatus.OK:
             return
         if path == "/tokenize" and status in _NOT_OFFERED:
             raise _NotOffered
-        said = f"answered {path} with {answered}"
+        said = f"answered {path} with {summary(status, content)}"
         if status in _TRANSIENT or status >= 500:
-            raise self._unavailable(said, _retry_after(answered.headers.get("retry-after")))
+            raise self._unavailable(said, _retry_after(headers.get("retry-after")))
         advice = self._advice(status, body.get("model"))
         raise self._refused(f"{said}: {advice}" if advice else said)
 
@@ -264,19 +264,6 @@ class RemoteProvider:
 
     def _refused(self, what: str) -> EmbedderRefused:
         return EmbedderRefused(f"the embedding provider {self.name} at {self._root}: {what}")
-
-
-@dataclass(frozen=True)
-class _Answered:
-    """An answer that is no success; as text: its status, the names it gives the error, its size."""
-
-    status: int
-    headers: httpx.Headers
-    content: bytes
-
-    def __str__(self) -> str:
-        names = dict.fromkeys(_codes(self.content))
-        return f"{self.status} ({', '.join([*names, f'{len(self.content):,} bytes'])})"
 
 
 class _NotOffered(Exception):
@@ -367,27 +354,6 @@ def _counts(answer: Any, count: int) -> list[int]:
     if not all(type(number) is int and number >= 0 for number in counts):
         raise _NotOffered
     return counts
-
-
-def _codes(content: bytes) -> Iterator[str]:
-    """Yield the names that an error has in OpenAI's error object or in a problem document."""
-    try:
-        said = orjson.loads(content)
-    except orjson.JSONDecodeError:
-        return
-    if not isinstance(said, dict):
-        return
-    error = said.get("error")
-    for holder in (error, said):
-        for key in ("type", "code"):
-            name = holder.get(key) if isinstance(holder, dict) else None
-            if isinstance(name, str) and _CODE.fullmatch(name):
-                yield name
-
-
-def _media_type(headers: httpx.Headers) -> str:
-    said = headers.get("content-type", "").partition(";")[0].strip().lower()
-    return said if _MEDIA_TYPE.fullmatch(said) else "nothing is said of its type"
 
 
 def _words(error: httpx.HTTPError) -> str:

@@ -134,13 +134,21 @@ class TokensPolicy:
         return self._tokens
 
     async def _look(self) -> None:
-        """Read the file where it changed. A wrong one leaves what was valid before in force."""
+        """Read the file where it changed.
+
+        A wrong one leaves what was valid before in force; with a missing one, nobody's token is: who
+        removes the file locks everybody out.
+        """
         self._looked = time.monotonic()
         try:
             read = await asyncio.to_thread(_read, self._path, self._seen)
             if read is not None:
                 self._seen, text = read
                 self._tokens = parse_tokens(text)
+        except FileNotFoundError:
+            if self._tokens is not None:
+                _log.error("file of tokens is gone: no token is accepted", path=str(self._path))
+            self._tokens = self._seen = None
         except (OSError, UnicodeDecodeError) as error:
             _log.error("file of tokens not read", path=str(self._path), why=str(error))
         except InvalidInput as error:

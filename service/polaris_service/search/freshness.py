@@ -12,6 +12,7 @@ import asyncio
 
 from polaris import names
 from polaris.errors import DeadlineExceeded, InvalidInput
+from polaris.layout import BEHIND
 from polaris.sql import compose
 from polaris_service.database import Connection, Database, TableMissing
 from polaris_service.indexes import ServedIndex
@@ -27,8 +28,7 @@ _BEHIND = """
 SELECT k.sequence AS clock, (
   SELECT count(*) FROM (
     SELECT 1 FROM {documents} d LEFT JOIN {applied} a ON a.document_id = d.id
-    WHERE d.sequence > g.low_water
-      AND d.sequence > greatest(a.sequence, a.failed_sequence, 0)
+    WHERE d.sequence > g.low_water AND {pending}
       AND EXISTS (SELECT 1 FROM {versions} v WHERE v.document_id = d.id
                   AND v.sequence <= $3 AND v.sequence > greatest(a.sequence, a.failed_sequence, 0))
     LIMIT {counted}) x) AS behind
@@ -76,6 +76,7 @@ def _statement(index: ServedIndex) -> str:
             versions=index.table(names.VERSIONS),
             clock=index.table(names.CLOCK),
             applied=index.applied,
+            pending=BEHIND,
             counted=_COUNTED,
         )
     )
