@@ -173,6 +173,11 @@ class Place:
         assert said_of(status, "Ready").get("status") == "True", status
         return key
 
+    @property
+    def _looks_again(self) -> bool:
+        """Whether a step found under its lock that a build had ended since the look: see observe.index."""
+        return any(str(error).startswith("no longer true") for error in self.errors)
+
     def go_until(self, key: Key, condition: str, status: str = "True") -> dict[str, Any]:
         """Make passes until a condition has this status."""
         return self.until(key, lambda said: said_of(said, condition).get("status") == status)
@@ -182,7 +187,7 @@ class Place:
         end = time.monotonic() + PATIENCE_SECONDS
         while True:
             said = self.go(key)
-            if holds(said):
+            if holds(said) and not self._looks_again:
                 return said
             assert time.monotonic() < end, (said, self.errors)
             time.sleep(0.02)
