@@ -126,6 +126,8 @@ def _build(target: str, name: str, archive: Path, tell: build.Say) -> None:
             [
                 *buildah,
                 *("bud", "--quiet", "--isolation=chroot", "--pull-never", "--layers", "--format=docker"),
+                # The same sources make the same image, whenever.
+                *("--timestamp=0", "--build-arg=SOURCE_DATE_EPOCH=0"),
                 *_trust_of_this_machine(Path(temporary)),
                 *("--target", target, "--tag", name, str(ROOT)),
             ],
@@ -197,7 +199,7 @@ def _alone(command: Sequence[str], failure: str, environment: Mapping[str, str] 
 
 def _requirements() -> bytes:
     pinned = sorted(ROOT.glob("requirements*.txt"))
-    return b"\0".join(file.read_bytes() for file in [ROOT / "Dockerfile", *pinned])
+    return b"\0".join(file.read_bytes() for file in [*sorted(ROOT.glob("Dockerfile*")), *pinned])
 
 
 def _sources() -> list[bytes | str]:
