@@ -25,15 +25,19 @@ async def tls_end(
         task = asyncio.current_task()
         assert task is not None
         tasks.add(task)
-        # Cancelled by nobody but us, at the end; its stream would complain of it in the log.
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+        async with contextlib.AsyncExitStack() as stack:
+            # Cancelled by nobody but us, at the end; its stream would complain of it in the log.
+            stack.enter_context(
+                contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError)
+            )
+            stack.push_async_callback(_close, writer)
             if negotiated:
                 if await reader.readexactly(8) != _SSL_REQUEST:
-                    writer.close()
                     return
                 writer.write(b"S")
                 await writer.start_tls(context)
             inner, outer = await asyncio.open_connection(host, port)
+            stack.push_async_callback(_close, outer)
             await asyncio.gather(_pipe(reader, outer), _pipe(inner, writer))
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=None if negotiated else context)
@@ -52,3 +56,10 @@ async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
             writer.write(data)
             await writer.drain()
     writer.close()
+
+
+async def _close(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with contextlib.suppress(OSError, TimeoutError):
+        async with asyncio.timeout(1):
+            await writer.wait_closed()
