@@ -12,7 +12,7 @@ import pytest
 
 from cli.program import here
 from parts.servers import Database, run
-from polaris.errors import DatabaseRefused
+from polaris.errors import DatabaseRefused, DatabaseUnavailable
 from polaris_cli.up.postgres import LocalPostgres
 from polaris_service import database as service_database
 from polaris_service.database import Database as Pools
@@ -189,7 +189,7 @@ async def _reconnect(pools: Pools, place: Place) -> None:
     async def back() -> bool:
         try:
             return bool(await answers(pools))
-        except service_database.DatabaseUnavailable:
+        except DatabaseUnavailable:
             return False
 
     await until(back)
