@@ -28,7 +28,8 @@ OWN = frozenset(
         *("watch_namespaces", "operator_namespace", "workers", "resync_seconds", "installation"),
         *("database_secret", "embedder", "embedder_key_file", "embedder_threads"),
         *("query_url", "auth", "audiences", "tokens_file", "pool_size", "batch_chunks"),
-        *("generator", "generator_url", "generator_model", "generator_key_file"),
+        *("generator", "generator_url", "generator_model", "generator_key_file", "generator_ca_file"),
+        *("tls_cert_file", "tls_key_file", "embedder_ca_file"),
     }
 )
 """Settings that the chart gives by variables, which win over the file: there they would be dead."""
@@ -123,6 +124,7 @@ NAMED: dict[str, Schema] = {
         },
         "type",
     ),
+    "tlsConfig": {"type": "object", "examples": [{"insecureSkipVerify": True}]},
     "behavior": {
         "type": "object",
         "additionalProperties": False,

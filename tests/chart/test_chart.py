@@ -44,6 +44,13 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         "--set=service.serviceAccount.name=existing",
         "--set=service.podLabels.team=a",
     ),
+    "TLS everywhere": (
+        "--set=service.tls.secretName=service-tls",
+        "--set=embedder.tls.secretName=embedder-tls",
+        "--set=monitoring.podMonitor.enabled=true",
+        "--set=service.ingress.enabled=true",
+        "--set=service.httpRoute.enabled=true",
+    ),
     "nothing runs": tuple(f"--set={part}.replicas=0" for part in ("service", "worker", "embedder")),
 }
 
@@ -143,6 +150,53 @@ def test_selectors_and_names_are_those_of_the_first_release() -> None:
             "app.kubernetes.io/instance": "polaris",
             "app.kubernetes.io/component": part,
         }
+
+
+def test_with_certificates_everybody_speaks_https() -> None:
+    objects = render(*VARIANTS["TLS everywhere"])
+    pods = {part: o["spec"]["template"]["spec"] for part, o in of(objects, "Deployment").items()}
+    said = {
+        part: {e["name"]: e.get("value") for e in pod["containers"][0]["env"]} for part, pod in pods.items()
+    }
+    for part in ("service", "embedder"):
+        (container,) = pods[part]["containers"]
+        assert container["ports"][0]["name"] == "https"
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            assert (container[probe]["httpGet"]["scheme"], container[probe]["httpGet"]["port"]) == (
+                "HTTPS",
+                "https",
+            )
+        (port,) = of(objects, "Service")[part]["spec"]["ports"]
+        assert port["targetPort"] == "https"
+        (mount,) = [m for m in container["volumeMounts"] if m["name"] == "tls"]
+        assert "subPath" not in mount
+        assert said[part]["POLARIS_TLS_KEY_FILE"] == f"{mount['mountPath']}/tls.key"
+        (endpoint,) = of(objects, "PodMonitor")[part]["spec"]["podMetricsEndpoints"]
+        assert endpoint["scheme"] == "https"
+        assert endpoint["tlsConfig"]["serverName"] == f"polaris-{part}.{NAMESPACE}.svc"
+    assert of(objects, "Service")["service"]["spec"]["ports"][0]["port"] == 443
+    assert said["service"]["POLARIS_QUERY_URL"] == f"https://polaris-service.{NAMESPACE}.svc:443"
+    for part in ("service", "worker"):
+        assert said[part]["POLARIS_EMBEDDER"] == f"https://polaris-embedder.{NAMESPACE}.svc:8081"
+        # Of the embedder's Secret they get the authority, never the key.
+        (ca,) = [v for v in pods[part]["volumes"] if v["name"] == "embedder-ca"]
+        assert ca["secret"]["secretName"] == "embedder-tls"
+        assert [item["key"] for item in ca["secret"]["items"]] == ["ca.crt"]
+    plain = of(objects, "PodMonitor")["worker"]["spec"]["podMetricsEndpoints"][0]
+    assert (plain["port"], "scheme" in plain) == ("http", False)
+
+
+def test_an_authority_of_its_own_wins_over_the_embedder_s_secret() -> None:
+    outside = ("--set=embedder.enabled=false", "--set=embedder.url=https://embed.example.com")
+
+    def volumes(*flags: str) -> dict[str, Any]:
+        pod = of(render(*flags), "Deployment")["worker"]["spec"]["template"]["spec"]
+        return {v["name"]: v for v in pod["volumes"]}
+
+    own = volumes("--set=embedder.tls.secretName=a", "--set=embedder.caSecret=b")
+    assert own["embedder-ca"]["secret"]["secretName"] == "b"
+    assert "embedder-ca" not in volumes(*outside, "--set=embedder.tls.secretName=a")
+    assert "embedder-ca" in volumes(*outside, "--set=embedder.caSecret=b")
 
 
 POLICIES = ("--set=networkPolicy.enabled=true", "--set=networkPolicy.egress.enabled=true")

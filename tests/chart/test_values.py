@@ -40,6 +40,7 @@ NEEDS: dict[str, dict[str, Any]] = {
     "networkPolicy.egress.models": {
         "settings": {"providers": [{"name": "other", "url": "http://vllm:8000"}]}
     },
+    "monitoring.podMonitor.tlsConfig": {"service.tls.secretName": "service-tls"},
     "rbac.scope": {"operator.installation": "here"},
     **{
         f"{part}.autoscaling.targetCPUUtilizationPercentage": {f"{part}.autoscaling.metrics": metrics}

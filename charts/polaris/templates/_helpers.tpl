@@ -74,11 +74,41 @@ labels:
 {{- $namespaces | toJson -}}
 {{- end -}}
 
+{{/* https where the part shows a certificate; the scheme is the name of its port too. */}}
+{{- define "polaris.scheme" -}}
+{{- $values := index .root.Values .part | default dict -}}
+{{- $tls := dig "tls" "secretName" "" $values -}}
+{{- ternary "https" "http" (ne $tls "") -}}
+{{- end -}}
+
+{{/* Where a part is reached inside the cluster. */}}
+{{- define "polaris.host" -}}
+{{- printf "%s-%s.%s.svc" (include "polaris.fullname" .root) .part .root.Release.Namespace -}}
+{{- end -}}
+
+{{/* Port of the query service's Service. */}}
+{{- define "polaris.servicePort" -}}
+{{- $scheme := include "polaris.scheme" (dict "root" . "part" "service") -}}
+{{- .Values.service.port | default (ternary 443 80 (eq $scheme "https")) -}}
+{{- end -}}
+
+{{- define "polaris.serviceURL" -}}
+{{- $context := dict "root" . "part" "service" -}}
+{{- printf "%s://%s:%s" (include "polaris.scheme" $context) (include "polaris.host" $context) (include "polaris.servicePort" .) -}}
+{{- end -}}
+
 {{/* Where text becomes vectors, for service and worker. */}}
 {{- define "polaris.embedderURL" -}}
+{{- $context := dict "root" . "part" "embedder" -}}
 {{- if .Values.embedder.enabled -}}
-http://{{ include "polaris.fullname" . }}-embedder.{{ .Release.Namespace }}.svc:8081
+{{- printf "%s://%s:%s" (include "polaris.scheme" $context) (include "polaris.host" $context) (include "polaris.port" "embedder") -}}
 {{- else -}}
 {{- required "embedder.url must say where text becomes vectors when embedder.enabled is false" .Values.embedder.url -}}
 {{- end -}}
+{{- end -}}
+
+{{/* The Secret whose ca.crt vouches for the embedder; empty: the public authorities do. */}}
+{{- define "polaris.embedderCA" -}}
+{{- $own := ternary .Values.embedder.tls.secretName "" .Values.embedder.enabled -}}
+{{- .Values.embedder.caSecret | default $own -}}
 {{- end -}}

@@ -36,7 +36,7 @@ spec:
       containers:
       - {{ include "polaris.container" . | indent 8 | trim }}
         ports:
-        - {name: http, containerPort: {{ include "polaris.port" .part }}}
+        - {name: {{ include "polaris.scheme" . }}, containerPort: {{ include "polaris.port" .part }}}
         {{- include "polaris.probes" . | nindent 8 }}
         {{- if has .part (list "service" "embedder") }}
         # Endpoints are told before the process is, so that no new request arrives while it ends.
@@ -125,6 +125,10 @@ env:
 - {name: OTEL_TRACES_SAMPLER_ARG, value: {{ $.root.Values.tracing.samplerRatio | quote }}}
 {{- end }}
 {{- end }}
+{{- if eq (include "polaris.scheme" .) "https" }}
+- {name: POLARIS_TLS_CERT_FILE, value: /run/polaris/tls/tls.crt}
+- {name: POLARIS_TLS_KEY_FILE, value: /run/polaris/tls/tls.key}
+{{- end }}
 {{- include (printf "polaris.%s.env" .part) . }}
 {{- with .values.env }}
 {{ toYaml . }}
@@ -140,6 +144,9 @@ volumeMounts:
 {{- if and .root.Values.settings (ne .part "migrate") }}
 - {name: settings, mountPath: /run/polaris/settings, readOnly: true}
 {{- end }}
+{{- if eq (include "polaris.scheme" .) "https" }}
+- {name: tls, mountPath: /run/polaris/tls, readOnly: true}
+{{- end }}
 {{- include (printf "polaris.%s.mounts" .part) . }}
 {{- with .values.extraVolumeMounts }}
 {{ toYaml . }}
@@ -152,6 +159,10 @@ volumeMounts:
 - name: settings
   configMap: {name: {{ include "polaris.fullname" .root }}-settings}
 {{- end }}
+{{- if eq (include "polaris.scheme" .) "https" }}
+- name: tls
+  secret: {secretName: {{ .values.tls.secretName | quote }}, defaultMode: 0440}
+{{- end }}
 {{- include (printf "polaris.%s.volumes" .part) . }}
 {{- with .values.extraVolumes }}
 {{ toYaml . }}
@@ -160,17 +171,19 @@ volumeMounts:
 
 {{- define "polaris.probes" -}}
 {{- $probes := .root.Values.probes -}}
+{{- $scheme := include "polaris.scheme" . -}}
+{{- $at := printf "port: %s%s" $scheme (ternary ", scheme: HTTPS" "" (eq $scheme "https")) -}}
 startupProbe:
-  httpGet: {path: /livez, port: http}
+  httpGet: {path: /livez, {{ $at }}}
   periodSeconds: {{ $probes.startup.periodSeconds }}
   failureThreshold: {{ $probes.startup.failureThreshold }}
 livenessProbe:
-  httpGet: {path: /livez, port: http}
+  httpGet: {path: /livez, {{ $at }}}
   periodSeconds: {{ $probes.liveness.periodSeconds }}
   timeoutSeconds: {{ $probes.liveness.timeoutSeconds }}
   failureThreshold: {{ $probes.liveness.failureThreshold }}
 readinessProbe:
-  httpGet: {path: /readyz, port: http}
+  httpGet: {path: /readyz, {{ $at }}}
   periodSeconds: {{ $probes.readiness.periodSeconds }}
   timeoutSeconds: {{ $probes.readiness.timeoutSeconds }}
   failureThreshold: {{ $probes.readiness.failureThreshold }}
@@ -183,6 +196,9 @@ readinessProbe:
 {{- if .root.Values.embedder.keySecret }}
 - {name: POLARIS_EMBEDDER_KEY_FILE, value: /run/polaris/embedder/key}
 {{- end }}
+{{- if include "polaris.embedderCA" .root }}
+- {name: POLARIS_EMBEDDER_CA_FILE, value: /run/polaris/embedder-ca/ca.crt}
+{{- end }}
 {{- end -}}
 
 {{- define "polaris.database.mounts" }}
@@ -190,6 +206,9 @@ readinessProbe:
 - {name: database, mountPath: /run/polaris/database, readOnly: true}
 {{- if .root.Values.embedder.keySecret }}
 - {name: embedder-key, mountPath: /run/polaris/embedder, readOnly: true}
+{{- end }}
+{{- if include "polaris.embedderCA" .root }}
+- {name: embedder-ca, mountPath: /run/polaris/embedder-ca, readOnly: true}
 {{- end }}
 {{- end -}}
 
@@ -200,5 +219,10 @@ readinessProbe:
 {{- with .root.Values.embedder.keySecret }}
 - name: embedder-key
   secret: {secretName: {{ . | quote }}, defaultMode: 0440}
+{{- end }}
+{{- with include "polaris.embedderCA" .root }}
+# The authority only: where it stands beside the embedder's key, the key stays out.
+- name: embedder-ca
+  secret: {secretName: {{ . | quote }}, items: [{key: ca.crt, path: ca.crt}], defaultMode: 0440}
 {{- end }}
 {{- end -}}
