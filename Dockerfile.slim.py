@@ -52,7 +52,6 @@ NEVER_RUN = (
     "google/logging",
     "google/longrunning",
     "google/type",
-    "opentelemetry/semconv/_incubating",
     # Debian has its own.
     "tzdata/zoneinfo",
 )
@@ -76,12 +75,15 @@ def main() -> None:
         return
     environment, image = Path(sys.argv[1]), Path(sys.argv[2])
     (packages,) = environment.glob("lib/python3*/site-packages")
+    before = loaded_in(environment)
     trim(packages)
     (environment / ".lock").unlink(missing_ok=True)  # uv's
-    sources = run(str(environment / "bin/python"), __file__, "--loaded").split("\n")
+    sources = loaded_in(environment)
+    if missing := before - sources:
+        sys.exit(f"what was trimmed is loaded: {', '.join(sorted(missing))}")
     for cache in environment.rglob("__pycache__"):
         shutil.rmtree(cache)
-    for source in sources:
+    for source in sorted(sources):
         compiled = Path(importlib.util.cache_from_source(source))
         target = compiled if compiled.is_relative_to(environment) else image / compiled.relative_to("/")
         py_compile.compile(
@@ -110,6 +112,11 @@ def trim(packages: Path) -> None:
 def run(*command: str) -> str:
     """What a command prints; CalledProcessError where it fails."""
     return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+def loaded_in(environment: Path) -> set[str]:
+    """What `loaded` finds with the Python of that environment."""
+    return set(run(str(environment / "bin/python"), __file__, "--loaded").split("\n"))
 
 
 def loaded() -> set[str]:
