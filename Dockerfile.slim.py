@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import pkgutil
 import py_compile
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import TypedDict
 
 # Below site-packages.
 NEVER_RUN = (
@@ -68,22 +70,32 @@ BY_NAME = (
 )
 
 
+class Loaded(TypedDict):
+    """Paths of sources, and errors by the names of modules."""
+
+    sources: list[str]
+    errors: dict[str, str]
+
+
 def main() -> None:
     """Trim, compile and move."""
     if sys.argv[1] == "--loaded":
-        sys.stdout.write("\n".join(sorted(loaded())))
+        json.dump(loaded(), sys.stdout)
         return
     environment, image = Path(sys.argv[1]), Path(sys.argv[2])
     (packages,) = environment.glob("lib/python3*/site-packages")
     before = loaded_in(environment)
     trim(packages)
     (environment / ".lock").unlink(missing_ok=True)  # uv's
-    sources = loaded_in(environment)
-    if missing := before - sources:
-        sys.exit(f"what was trimmed is loaded: {', '.join(sorted(missing))}")
+    after = loaded_in(environment)
+    # What another image is for cannot be loaded here either way.
+    if lost := after["errors"].keys() - before["errors"].keys():
+        sys.exit(
+            "\n".join(f"{name} needs what was trimmed: {after['errors'][name]}" for name in sorted(lost))
+        )
     for cache in environment.rglob("__pycache__"):
         shutil.rmtree(cache)
-    for source in sorted(sources):
+    for source in after["sources"]:
         compiled = Path(importlib.util.cache_from_source(source))
         target = compiled if compiled.is_relative_to(environment) else image / compiled.relative_to("/")
         py_compile.compile(
@@ -114,26 +126,32 @@ def run(*command: str) -> str:
     return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
-def loaded_in(environment: Path) -> set[str]:
+def loaded_in(environment: Path) -> Loaded:
     """What `loaded` finds with the Python of that environment."""
-    return set(run(str(environment / "bin/python"), __file__, "--loaded").split("\n"))
+    found: Loaded = json.loads(run(str(environment / "bin/python"), __file__, "--loaded"))
+    return found
 
 
-def loaded() -> set[str]:
-    """The sources of all modules that are loaded once every module of POLARIS is."""
+def loaded() -> Loaded:
+    """The sources of all modules that are loaded once every module of POLARIS is, and what could not be."""
     names = list(BY_NAME)
     for program in PROGRAMS:
         package = importlib.import_module(program)
         names += [module.name for module in pkgutil.walk_packages(package.__path__, f"{program}.")]
+    errors = {}
     for name in names:
         try:
             importlib.import_module(name)
-        except (ImportError, NameError):
-            # Another image's, or for Alembic alone (it gives names to the file that it runs).
-            continue
-    modules = list(sys.modules.values())
-    files = {getattr(module, "__file__", None) for module in modules}
-    return {file for file in files if file and file.endswith(".py") and file != __file__}
+        except (ImportError, NameError) as error:  # NameError: Alembic gives names to the file that it runs
+            errors[name] = str(error)
+    files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
+    sources = sorted(file for file in files if file and file.endswith(".py") and file != __file__)
+    return {"sources": sources, "errors": errors}
+
+
+def run(*command: str) -> str:
+    """What a command prints; CalledProcessError where it fails."""
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 if __name__ == "__main__":
