@@ -89,8 +89,8 @@ def main() -> None:
     (environment / ".lock").unlink(missing_ok=True)  # uv's
     after = loaded_in(environment)
     # What another image is for cannot be loaded here either way.
-    if lost := after["errors"].keys() - before["errors"].keys():
-        sys.exit(
+    if lost := sorted(after["errors"].keys() - before["errors"].keys()):
+        sys.exit("\n".join(f"{name} needs what was trimmed: {after['errors'][name]}" for name in lost))
             "\n".join(f"{name} needs what was trimmed: {after['errors'][name]}" for name in sorted(lost))
         )
     for cache in environment.rglob("__pycache__"):
@@ -119,11 +119,6 @@ def trim(packages: Path) -> None:
                 path.unlink(missing_ok=True)
     for library in packages.rglob("*.so"):
         run("strip", "--strip-unneeded", str(library))
-
-
-def run(*command: str) -> str:
-    """What a command prints; CalledProcessError where it fails."""
-    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 def loaded_in(environment: Path) -> Loaded:
