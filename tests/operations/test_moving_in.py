@@ -26,6 +26,7 @@ from operations.site import (
     uri,
 )
 from parts import servers
+from polaris_service.embed.provider import Kind
 
 pytestmark = [pytest.mark.postgres, pytest.mark.timeout(300)]
 
@@ -52,7 +53,7 @@ async def _fill(dsn: str, provider: HashedProvider) -> None:
             texts.append(text)
             metadata = {"source": f"{topic}.md", "page": page, "lang": "en", "loc": {"lines": [1, 2]}}
             rows.append((f"{topic}-{page:02}", text, json.dumps(metadata)))
-    vectors = await provider.embed(MODEL, texts, "passage")
+    vectors = await provider.embed(MODEL, texts, Kind.PASSAGE)
     connection = servers.connect(dsn)
     try:
         with connection.cursor() as cursor:
@@ -108,7 +109,7 @@ def test_a_langchain_table_moves_in_with_its_vectors_and_finds_the_same(folder: 
                 assert (found["chunks"], found["failed"]) == (60, 0)
             assert provider.embedded == embedded
             for question in QUESTIONS:
-                (vector,) = asyncio.run(provider.embed(MODEL, [question], "query"))
+                (vector,) = asyncio.run(provider.embed(MODEL, [question], Kind.QUERY))
                 wanted = _nearest(old, vector)
                 assert [hit["text"] for hit in polaris.search(query=question, k=10)] == wanted
                 assert [hit["text"] for hit in polaris.search(vector=vector.tolist(), k=10)] == wanted

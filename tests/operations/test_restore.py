@@ -79,8 +79,13 @@ def test_a_lost_installation_comes_back_from_git_and_a_dump_with_nothing_embedde
         vectors, embedded = _vectors(uri(old)), provider.embedded
         old.stop()
 
-        variables = {"NEW": uri(new), "NEW_SERVER": new.superuser_dsn}
-        shell("pg_restore", installation=new.installation, cwd=folder, **variables)
+        shell(
+            "pg_restore",
+            installation=new.installation,
+            cwd=folder,
+            NEW=uri(new),
+            NEW_SERVER=new.superuser_dsn,
+        )
         execute(uri(new), RIGHTS)
         with site(folder / "new", url) as back:
             back.start()
