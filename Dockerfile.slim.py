@@ -91,8 +91,6 @@ def main() -> None:
     # What another image is for cannot be loaded here either way.
     if lost := sorted(after["errors"].keys() - before["errors"].keys()):
         sys.exit("\n".join(f"{name} needs what was trimmed: {after['errors'][name]}" for name in lost))
-            "\n".join(f"{name} needs what was trimmed: {after['errors'][name]}" for name in sorted(lost))
-        )
     for cache in environment.rglob("__pycache__"):
         shutil.rmtree(cache)
     for source in after["sources"]:
