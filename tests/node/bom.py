@@ -9,7 +9,6 @@ from __future__ import annotations
 import email.parser
 import hashlib
 import json
-import posixpath
 import re
 import sys
 import tarfile
@@ -91,23 +90,14 @@ def _described(archive: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _files(archive: Path) -> Mapping[str, str]:
-    """The texts that say what is installed, by their paths; a link has the text that it leads to."""
+    """The texts that say what is installed, by their paths."""
     found: dict[str, str] = {}
-    links: dict[str, str] = {}
     for _, layer in images.layers(archive):
         with tarfile.open(fileobj=layer) as opened:
             for entry in opened:
                 path = entry.name.removeprefix("./")
-                if entry.issym() and path.startswith("usr/share/doc/"):
-                    target = posixpath.join("/", posixpath.dirname(path), entry.linkname)
-                    links[path] = posixpath.normpath(target).lstrip("/")
-                elif _is_read(path) and (content := opened.extractfile(entry)):
+                if _is_read(path) and (content := opened.extractfile(entry)):
                     found[path] = content.read().decode(errors="replace")
-    for link, target in links.items():
-        # Of a file, or of the whole folder of a package that shares another's.
-        for path, shared in ((link, target), (f"{link}/copyright", f"{target}/copyright")):
-            if shared in found:
-                found.setdefault(path, found[shared])
     return found
 
 
@@ -146,7 +136,10 @@ def _python_licences(metadata: Message) -> Iterable[str]:
 def _of_debian(fields: Message, copyright_file: str) -> Component:
     name, version = str(fields["Package"]), str(fields["Version"])
     purl = PackageURL("deb", "debian", name, version, {"arch": str(fields["Architecture"])})
-    licences = [_LICENSES.make_with_name(words) for words in _debian_licences(copyright_file)]
+    # A slim base lacks the files that packages of one source share.
+    source = str(fields["Source"] or name).partition(" ")[0]
+    named = _debian_licences(copyright_file) or [f"see Debian's source package {source}"]
+    licences = [_LICENSES.make_with_name(words) for words in named]
     return _library(name, version, purl, licences)
 
 
