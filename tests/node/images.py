@@ -280,6 +280,41 @@ def _tar(files: Mapping[str, tuple[bytes, int]]) -> bytes:
     return buffer.getvalue()
 
 
+def files_of(image: Image, *suffixes: str) -> dict[str, bytes]:
+    """The files of an image whose paths end so, by their paths; of several layers' the highest's."""
+    found = {}
+    for _, layer in layers(image.archive):
+        with tarfile.open(fileobj=layer) as archive:
+            for entry in archive:
+                if entry.isfile() and entry.name.endswith(suffixes) and (file := archive.extractfile(entry)):
+                    found[entry.name] = file.read()
+    return found
+
+
+def changed(image: Image, name: str, files: Mapping[str, bytes], target: Path) -> Image:
+    """Write an image that has these files (without the first slash) upon the layers of another one."""
+    layer = _tar({path: (content, 0o644) for path, content in files.items()})
+    with tarfile.open(image.archive) as whole, tarfile.open(target, "w") as new:
+        (manifest,) = part_of(whole, "manifest.json")
+        config = part_of(whole, manifest["Config"])
+        config["rootfs"]["diff_ids"].append(f"sha256:{hashlib.sha256(layer).hexdigest()}")
+        config.get("history", []).append({"created_by": "the tests"})
+        replaced = {manifest["Config"], "manifest.json", "repositories"}
+        for entry in whole:
+            if entry.name not in replaced:
+                new.addfile(entry, whole.extractfile(entry) if entry.isfile() else None)
+        manifest |= {"RepoTags": [name], "Layers": [*manifest["Layers"], "changed.tar"]}
+        texts = {manifest["Config"]: config, "manifest.json": [manifest]}
+        for path, content in {
+            "changed.tar": layer,
+            **{path: json.dumps(value).encode() for path, value in texts.items()},
+        }.items():
+            entry = tarfile.TarInfo(path)
+            entry.size = len(content)
+            new.addfile(entry, io.BytesIO(content))
+    return Image(name, target)
+
+
 def main() -> int:
     """Build the images of the Dockerfile; the exit code."""
     if missing := [tool for tool in ("buildah", "debootstrap") if not shutil.which(tool)]:

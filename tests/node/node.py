@@ -26,7 +26,6 @@ from kube.cluster import Cluster
 from node import build, images, sandbox
 
 HERE = Path(__file__).resolve().parent
-SERVICE_NETWORK = "10.96.0.0/16"
 DNS_ADDRESS = "10.96.0.10"
 CNI_PLUGINS = Path("/usr/lib/cni")
 
@@ -248,7 +247,7 @@ SystemdCgroup = false
         return (
             "--authorization-mode=Node,RBAC",
             "--enable-admission-plugins=NodeRestriction",
-            f"--service-cluster-ip-range={SERVICE_NETWORK}",
+            f"--service-cluster-ip-range={sandbox.SERVICES}",
             "--kubelet-preferred-address-types=InternalIP",
         )
 
