@@ -32,6 +32,7 @@ from prometheus_client import Histogram
 import polaris
 from polaris.errors import Conflict, DatabaseUnavailable, DeadlineExceeded, Overloaded, PolarisError
 from polaris.telemetry import logger, span
+from polaris_service.followed import LOOK_SECONDS
 from polaris_service.login import Login, read_login
 from polaris_service.metrics import Metrics
 
@@ -41,8 +42,6 @@ Heard: TypeAlias = Callable[[str | None], None]
 
 _log = logger(__name__)
 
-LOOK_SECONDS = 2.0
-"""Between two looks at the login's folder."""
 _LOOK_AGAIN_SECONDS = 0.5
 REPORT_SECONDS = 15.0
 _CONNECT_SECONDS = 5.0
