@@ -99,6 +99,7 @@ class _Server(uvicorn.Server):
         state = self.server_state
         state.default_headers = [*state.default_headers, (b"connection", b"close")]
         until = time.monotonic() + _FAREWELL_SECONDS
-        while self._farewell and state.connections and time.monotonic() < until:
-            await asyncio.sleep(0.05)  # noqa: ASYNC110  the set is uvicorn's, and tells nobody when it changes
+        # The set is uvicorn's, and tells nobody when it changes.
+        while self._farewell and state.connections and time.monotonic() < until:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
         await super().shutdown(sockets)

@@ -21,7 +21,7 @@ import httpx
 
 TOKEN = Path("/var/run/secrets/polaris/token")
 DIMENSION = 384
-TIMEOUT_SECONDS = 30.0
+TIMEOUT = httpx.Timeout(30, connect=5)
 # How long a refused connection is tried again: nothing of the request was sent, so nothing can be done twice.
 REFUSED_SECONDS = 20.0
 REFUSED_PAUSE_SECONDS = 0.1
@@ -49,8 +49,8 @@ class Load:
         self._path = f"{url}/v1/indexes/{index}/search"
         fresh = httpx.Limits(max_keepalive_connections=0)
         self._clients = {
-            "kept": httpx.AsyncClient(trust_env=False, timeout=TIMEOUT_SECONDS),
-            "fresh": httpx.AsyncClient(trust_env=False, timeout=TIMEOUT_SECONDS, limits=fresh),
+            "kept": httpx.AsyncClient(trust_env=False, timeout=TIMEOUT),
+            "fresh": httpx.AsyncClient(trust_env=False, timeout=TIMEOUT, limits=fresh),
         }
 
     async def ask(self, number: int) -> None:

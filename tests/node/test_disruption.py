@@ -401,8 +401,9 @@ def test_a_killed_service_costs_the_requests_in_flight_on_it_and_no_other(
 ) -> None:
     pod = system.pods("service")[0]
     where = int(pod["spec"]["nodeName"].rpartition("-")[2])
-    groups = f"/sys/fs/cgroup/memory/kubepods/*/pod{pod['metadata']['uid']}"
-    kill = f"kill -9 $(cat {groups}/*/cgroup.procs)"
+    container = pod["status"]["containerStatuses"][0]["containerID"].rpartition("/")[2]
+    group = f"/sys/fs/cgroup/memory/kubepods/*/pod{pod['metadata']['uid']}/{container}"
+    kill = f"kill -9 $(cat {group}/cgroup.procs)"
     with system.under_load() as asked:
         before = time.time()
         system.node.inside("sh", "-c", kill, on=where)
