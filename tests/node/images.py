@@ -3,7 +3,8 @@
 The Dockerfile is built by Debian's buildah, on a base that debootstrap makes and that carries the name which
 the Dockerfile says: no registry is asked. Everything is kept in the cache, by what it is made from.
 
-`python tests/node/images.py` builds what is missing, and says how large it is.
+`python tests/node/images.py` builds what is missing, and says how large it is; with `--tools` the tests' own
+program too, as a cluster needs it that is given to them.
 """
 
 from __future__ import annotations
@@ -28,11 +29,14 @@ if __name__ == "__main__":  # run by its path: the packages of the tests are one
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from kube import build
+from node import build as programs
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = "docker.io/library/debian:trixie-slim"
 TARGETS = {"polaris": "polaris", "embedder": "polaris-embedder"}
 TAG = "test"
+TOOLS = "test.polaris.dev/tools:1"
+"""One program, `tools/main.go`: an HTTP server, and clients for HTTP and DNS."""
 _KEPT = 2
 
 # What Docker's slim images leave out too, now and when a package is installed later.
@@ -270,6 +274,14 @@ def by_hand(name: str, files: Mapping[str, Path], entrypoint: Sequence[str], tar
     return Image(name, target)
 
 
+def of_tools(tell: build.Say = build.say) -> Image:
+    """The image of the tests' own program, written into the cache. Raises BuildError."""
+    target = build.cache_folder() / "images" / "tools.tar"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    program = programs.binaries(tell)["tools"]
+    return by_hand(TOOLS, {"/bin/tools": program}, ["/bin/tools"], target)
+
+
 def _tar(files: Mapping[str, tuple[bytes, int]]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
@@ -315,15 +327,17 @@ def changed(image: Image, name: str, files: Mapping[str, bytes], target: Path) -
     return Image(name, target)
 
 
-def main() -> int:
-    """Build the images of the Dockerfile; the exit code."""
+def main(arguments: Sequence[str]) -> int:
+    """Build the images of the Dockerfile, and with `--tools` the tests' own; the exit code."""
     if missing := [tool for tool in ("buildah", "debootstrap") if not shutil.which(tool)]:
         print(f"install {' and '.join(missing)} first", file=sys.stderr)
         return 1
     try:
-        for target in TARGETS:
-            image = of_polaris(target)
+        for image in map(of_polaris, TARGETS):
             build.say(f"{image}, {image.archive}")
+        if "--tools" in arguments:
+            image = of_tools()
+            build.say(f"image {image.name}, {image.archive}")
     except build.BuildError as error:
         print(error, file=sys.stderr)
         return 1
@@ -331,4 +345,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -31,8 +31,7 @@ CNI_PLUGINS = Path("/usr/lib/cni")
 
 PAUSE = "test.polaris.dev/pause:1"
 COREDNS = "test.polaris.dev/coredns:1"
-TOOLS = "test.polaris.dev/tools:1"
-"""One program, `tools/main.go`: an HTTP server, and clients for HTTP and DNS."""
+TOOLS = images.TOOLS
 
 _SCRIPT = [sys.executable, "-I", "-S", str(HERE / "sandbox.py")]
 _READY_SECONDS = 120.0
