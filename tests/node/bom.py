@@ -52,8 +52,9 @@ def of(archive: Path) -> Bom:
     bom = Bom(serial_number=uuid.uuid5(uuid.NAMESPACE_OID, config["digest"]), components=parts)
     bom.metadata.timestamp = datetime.fromisoformat(config["created"]).astimezone(UTC)
     name, _, tag = manifest["RepoTags"][0].rpartition(":")
-    bom.metadata.component = Component(type=ComponentType.CONTAINER, name=name, version=tag)
-    bom.register_dependency(bom.metadata.component, parts)
+    image = Component(type=ComponentType.CONTAINER, name=name, version=tag, bom_ref="image")
+    bom.metadata.component = image
+    bom.register_dependency(image, parts)
     return bom
 
 
