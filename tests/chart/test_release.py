@@ -33,15 +33,6 @@ KINDS = ",".join(
 )
 
 
-@pytest.fixture(scope="module")
-def bare() -> Iterator[Cluster]:
-    """An API server to which no chart has come yet."""
-    with Cluster() as running:
-        for namespace in ("rag", "team-a"):
-            running.kubectl("create", "namespace", namespace)
-        yield running
-
-
 @pytest.fixture
 def crds(bare: Cluster) -> Iterator[Cluster]:
     """With the CRDs of a release, however they came there before; they stay."""
