@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -112,6 +113,11 @@ _TRANSLATIONS: tuple[tuple[tuple[type[BaseException], ...], type[PolarisError], 
         (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError),
         TableMissing,
         "the index is being changed: its tables are not there",
+    ),
+    (
+        (ssl.SSLCertVerificationError,),
+        DatabaseUnavailable,
+        "PostgreSQL's certificate is not believed: it is not of the login's authority, or for another name",
     ),
     ((asyncpg.InvalidCatalogNameError,), NoDatabaseYet, "the database does not exist yet"),
     ((asyncpg.CannotConnectNowError,), DatabaseUnavailable, "PostgreSQL is starting or stopping"),

@@ -27,6 +27,12 @@ class Authority:
         chain = b"".join(pem.bytes() for pem in issued.cert_chain_pems)
         return {"tls.crt": chain.decode(), "tls.key": issued.private_key_pem.bytes().decode()}
 
+    def serving(self, *names: str) -> ssl.SSLContext:
+        """A server's context with a new certificate."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._ca.issue_cert(*names).configure_cert(context)
+        return context
+
     def trusted(self) -> ssl.SSLContext:
         """A client's context that believes this authority only."""
         return ssl.create_default_context(cadata=self.pem)

@@ -13,3 +13,9 @@ def made(postgres: LocalPostgres) -> Iterator[Made]:
     """A database as the operator leaves it."""
     with made_in(postgres) as database:
         yield database
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """Coroutines of tests run on asyncio, as the service does."""
+    return "asyncio"
