@@ -17,7 +17,8 @@ from docs.pages import block, blocks
 from kube import build
 from kube.cluster import Cluster
 from parts import servers
-from parts.servers import Database, PostgresServer
+from parts.servers import Database
+from polaris_cli.up.postgres import PostgresServer
 from polaris_operator import bootstrap
 
 PAGE = ROOT / "docs" / "install.md"
