@@ -53,6 +53,16 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         "--set=service.serviceAccount.name=existing",
         "--set=service.podLabels.team=a",
     ),
+    "the demo": ("--set=demo.enabled=true",),
+    "the demo: namespaced, nothing kept, no index, two databases": (
+        "--set=demo.enabled=true",
+        "--set=demo.storage.emptyDir=true",
+        "--set=demo.index=",
+        "--set=demo.databases={one,two}",
+        "--set=rbac.scope=namespaced",
+        "--set=operator.installation=here",
+    ),
+    "helm test asks an index": (f"--set=tests.index={NAMESPACE}/handbook",),
     "nothing runs": tuple(f"--set={part}.replicas=0" for part in ("service", "worker", "embedder")),
 }
 
@@ -143,6 +153,8 @@ def test_every_value_stands_in_the_schema() -> None:
     schema.pop("global")
     for part in ("operator", "service", "worker", "embedder"):
         schema[part]["resources"] = {}
+    for server in ("postgres", "openbao"):
+        schema["demo"][server]["resources"] = {}
     assert keys(yaml.safe_load((CHART / "values.yaml").read_text("utf-8")), schema) == schema
 
 

@@ -31,7 +31,7 @@ from kube import build
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = "docker.io/library/debian:trixie-slim"
-TARGETS = {"polaris": "polaris", "embedder": "polaris-embedder"}
+TARGETS = {"polaris": "polaris", "embedder": "polaris-embedder", "demo": "polaris-demo"}
 TAG = "test"
 _KEPT = 2
 
