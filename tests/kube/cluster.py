@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
@@ -238,15 +238,14 @@ class Cluster:
         content_type: str = "application/json",
     ) -> httpx.Response:
         """One call as the administrator, or with that token; errors of HTTP are the caller's."""
+        token = token or self.admin_token
+        authorization = {"Authorization": f"Bearer {token}"} if token else {}
         with self.network():
             return httpx.request(
                 method,
                 self.url + path,
                 content=None if body is None else json.dumps(body),
-                headers={
-                    "Authorization": f"Bearer {token or self.admin_token}",
-                    "Content-Type": content_type,
-                },
+                headers={"Content-Type": content_type, **authorization},
                 verify=self._trusted(),
                 trust_env=False,
                 timeout=60,
@@ -337,12 +336,13 @@ class Cluster:
         )
 
     def _run(self, name: str, *flags: str) -> None:
+        self._start(name, self._command(name, *flags))
+
+    def _start(self, name: str, command: Sequence[str | Path]) -> None:
         if name in self._processes:
             raise ClusterError(f"{name} runs already")
         with self.log(name).open("ab") as log:
-            self._processes[name] = leash.start(
-                self._command(name, *flags), log, remove_if_orphaned=self.folder
-            )
+            self._processes[name] = leash.start(command, log, remove_if_orphaned=self.folder)
 
     def _command(self, name: str, *flags: str) -> list[str | Path]:
         return [self.binaries[name], *flags]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from collections.abc import Callable, Iterator
@@ -16,7 +17,11 @@ GIVEN = os.environ.get(machine.GIVEN)
 # What is said at the end: measured on the way.
 _REPORTED: list[str] = []
 
-collect_ignore = ["test_own_node.py", "test_images.py"] if GIVEN else []
+# Those need a cluster of our own: they drain nodes, change its images, or look at what it leaves behind.
+_OWN = ["test_disruption.py", "test_given.py", "test_images.py", "test_own_node.py", "test_two_nodes.py"]
+collect_ignore = _OWN if GIVEN else []
+# What needs none of POLARIS's images.
+_WITHOUT_IMAGES = {"test_given.py", "test_node.py", "test_own_node.py", "test_two_nodes.py"}
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -28,7 +33,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     with capture.global_and_fixture_disabled():
         try:
             build.binaries()
-            for target in images.TARGETS if files - {"test_node.py", "test_own_node.py"} else ():
+            for target in images.TARGETS if files - _WITHOUT_IMAGES else ():
                 images.of_polaris(target)
         except BuildError as error:
             pytest.exit(str(error), returncode=1)
@@ -57,9 +62,24 @@ def node() -> Iterator[Node | Given]:
         yield own
 
 
+@pytest.fixture(scope="session")
+def two_nodes() -> Iterator[Node]:
+    """A cluster of two nodes, shared by the whole session: who drains one brings it back."""
+    with Node(workers=2) as own:
+        _REPORTED.append(f"the two nodes started in {own.start_seconds:.1f} s")
+        yield own
+
+
 @pytest.fixture
 def namespace(node: Node | Given) -> Iterator[str]:
     """A namespace of the test's own, with the strictest Pod Security."""
+    with fresh_namespace(node) as name:
+        yield name
+
+
+@contextlib.contextmanager
+def fresh_namespace(node: Node | Given) -> Iterator[str]:
+    """A namespace with the strictest Pod Security, as long as the context lasts."""
     name = f"test-{secrets.token_hex(4)}"
     node.kubectl("create", "namespace", name)
     node.kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")

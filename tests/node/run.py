@@ -19,7 +19,11 @@ from node import machine  # noqa: E402
 
 def main(arguments: Sequence[str]) -> int:
     """Run the tests; 0, after saying why, where this machine can't."""
-    if not os.environ.get(machine.GIVEN) and (reason := machine.why_not()):
+    if given := os.environ.get(machine.GIVEN):
+        if not Path(given).is_file():
+            print(f"{machine.GIVEN} names no file: {given}", file=sys.stderr)
+            return 2
+    elif reason := machine.why_not():
         print(f"nothing was tested on a node: {reason}.")
         return 0
     return pytest.main(["-m", "node", *arguments, str(Path(__file__).parent)])

@@ -2,9 +2,11 @@
 
 Run as a program, by the leash (see `kube.leash`), it needs nothing but Python and Linux:
 
-`sandbox.py hold NAME FOLDER` makes control groups named NAME and network, mount, PID and cgroup namespaces,
-in which FOLDER stands for /var/lib and /var/log, and stays as their first process until it is killed; then
-Linux kills all others. Its PID is in FOLDER/pid once everything is there.
+`sandbox.py hold NAME FOLDER NUMBER [FIRST]` makes control groups named NAME and network, mount, PID and
+cgroup namespaces, in which FOLDER stands for /var/lib and /var/log, and stays as their first process until
+it is killed; then Linux kills all others. Its PID is in FOLDER/pid once everything is there. NUMBER is the
+node's, from 1 on: its addresses follow from it. FIRST is the PID of the first node's sandbox, for one of the
+others: its network is tied to that one's, and to nothing else.
 `sandbox.py enter PID COMMAND…` runs a command in the namespaces and control groups of that process.
 `sandbox.py remove NAME` kills what is left in these control groups, and removes them.
 """
@@ -22,8 +24,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-ADDRESS = "10.240.0.1"
-"""The node's own address, in its own network: no other part of the machine reaches it."""
+PODS = "10.244.0.0/16"
+"""The addresses of all pods."""
 
 _NEWNS, _NEWCGROUP, _NEWPID, _NEWNET = 0x00020000, 0x02000000, 0x20000000, 0x40000000
 _PR_SET_PDEATHSIG = 1
@@ -38,6 +40,16 @@ _KERNEL_SETTINGS = {
     "kernel/keys/root_maxkeys": "1000000",
     "kernel/keys/root_maxbytes": "25000000",
 }
+
+
+def address_of(number: int) -> str:
+    """A node's own address, in its own network: no other part of the machine reaches it."""
+    return f"10.240.0.{number}"
+
+
+def pods_of(number: int) -> str:
+    """The addresses of the pods on a node."""
+    return f"10.244.{number}.0/24"
 
 
 def _libc(call: str, *arguments: int) -> None:
@@ -99,19 +111,22 @@ def remove(name: str) -> None:
 # Holding the namespaces
 
 
-def hold(name: str, folder: Path) -> int:
+def hold(name: str, folder: Path, number: int, first: int | None = None) -> int:
     """Make the sandbox and stay in it; returns only when it can't be made, or its first process ends."""
     mounts = hierarchies()
     _make_cgroups(name)
     _join(dict.fromkeys(mounts, name))
-    _libc("unshare", _NEWNS | _NEWCGROUP | _NEWPID | _NEWNET)
-    return _fork_and_wait(lambda: _be_first(mounts, folder))
+    with contextlib.ExitStack() as opened:
+        # Opened here: in the new namespaces nobody else has a PID.
+        network = opened.enter_context(network_of(first).open()).fileno() if first else None
+        _libc("unshare", _NEWNS | _NEWCGROUP | _NEWPID | _NEWNET)
+        return _fork_and_wait(lambda: _be_first(mounts, folder, number, network))
 
 
-def _be_first(mounts: dict[Path, str], folder: Path) -> None:
+def _be_first(mounts: dict[Path, str], folder: Path, number: int, first_network: int | None) -> None:
     pid = str(Path("/proc/self").readlink())  # still the machine's /proc, with the PID that the machine knows
     _mount_own(mounts, folder)
-    _make_network()
+    _make_network(number, first_network)
     (folder / "pid.part").write_text(pid)
     (folder / "pid.part").rename(folder / "pid")
     while True:  # whose parent has ended becomes a child of this one
@@ -142,20 +157,33 @@ def _mount_own(hierarchies_outside: dict[Path, str], folder: Path) -> None:
         _run("mount", "--bind", file, f"/proc/sys/{setting}")
 
 
-def _make_network() -> None:
+def _make_network(number: int, first_network: int | None) -> None:
     _run("ip", "link", "set", "lo", "up")
-    # Both ends stay here: an interface to carry the address.
-    _run("ip", "link", "add", "node0", "type", "veth", "peer", "name", "node1")
-    _run("ip", "address", "add", f"{ADDRESS}/24", "dev", "node0")
-    for end in ("node0", "node1"):
-        _run("ip", "link", "set", end, "up")
+    if first_network is None:
+        # Both ends stay here: an interface to carry the address.
+        _run("ip", "link", "add", "node0", "type", "veth", "peer", "name", "node1")
+        _run("ip", "link", "set", "node1", "up")
+    else:
+        peer = f"node{number}"
+        there = Path(f"/proc/self/fd/{first_network}")
+        pair = ("node0", "type", "veth", "peer", "name", peer, "netns", there)
+        _run("ip", "link", "add", *pair, keep=[first_network])
+        with in_network(there):
+            # It has no address: the first node answers there for the one that it has.
+            _run("ip", "link", "set", peer, "up")
+            _run("ip", "route", "add", f"{address_of(number)}/32", "dev", peer, "src", address_of(1))
+            _run("ip", "route", "add", pods_of(number), "via", address_of(number), "dev", peer)
+    _run("ip", "address", "add", f"{address_of(number)}/24", "dev", "node0")
+    _run("ip", "link", "set", "node0", "up")
+    if first_network is not None:
+        _run("ip", "route", "add", pods_of(1), "via", address_of(1))
     Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
     # Or what a Service's pod answers to a pod on the same bridge would not pass the rules of kube-proxy.
     Path("/proc/sys/net/bridge/bridge-nf-call-iptables").write_text("1")
 
 
-def _run(*command: str | Path) -> None:
-    subprocess.run(command, check=True)
+def _run(*command: str | Path, keep: Sequence[int] = ()) -> None:
+    subprocess.run(command, check=True, pass_fds=keep)
 
 
 # Entering them
@@ -222,8 +250,8 @@ def _child(run: Callable[[], None], parent_gone: int) -> None:
 def main(arguments: Sequence[str]) -> int:
     """Do what the arguments say; the exit code."""
     match arguments:
-        case ["hold", name, folder]:
-            return hold(name, Path(folder))
+        case ["hold", name, folder, number, *first]:
+            return hold(name, Path(folder), int(number), int(first[0]) if first else None)
         case ["enter", pid, *command] if command:
             return enter(int(pid), command)
         case ["remove", name]:

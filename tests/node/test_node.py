@@ -131,6 +131,19 @@ def test_the_api_server_answers_pods(node: Node | Given, namespace: str, web: st
         in_pod(node, namespace, web, "get", "https://kubernetes.default")
 
 
+def test_a_token_is_for_its_audience_only(node: Node | Given, namespace: str) -> None:
+    spec = {"token": node.token(namespace, "default", audience="polaris"), "audiences": ["polaris"]}
+    review = {
+        "apiVersion": "authentication.k8s.io/v1",
+        "kind": "TokenReview",
+        "spec": spec,
+    }
+    where = "/apis/authentication.k8s.io/v1/tokenreviews"
+    assert node.api("POST", where, review).json()["status"]["authenticated"]
+    spec["audiences"] = ["vault"]
+    assert "authenticated" not in node.api("POST", where, review).json()["status"]
+
+
 def test_a_pod_of_a_deployment_that_is_deleted_comes_back(
     node: Node | Given, namespace: str, web: str
 ) -> None:
