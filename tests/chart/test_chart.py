@@ -78,7 +78,8 @@ def namespace(cluster: Cluster) -> Iterator[str]:
     """A namespace of ours that must hold to restricted Pod Security."""
     cluster.kubectl("create", "namespace", NAMESPACE)
     cluster.kubectl("label", "namespace", NAMESPACE, "pod-security.kubernetes.io/warn=restricted")
-    cluster.kubectl("apply", "--server-side", "-f", str(CHART / "crds"))
+    cluster.kubectl("apply", "-f", str(CHART / "crds"))
+    cluster.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
     # A pod is looked at together with its ServiceAccount, which is not there in a dry run.
     for name in ("polaris-test", "rag-test"):
         cluster.kubectl("create", "serviceaccount", name, "-n", NAMESPACE)

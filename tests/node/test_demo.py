@@ -13,6 +13,8 @@ import yaml
 
 from kube.tool import ToolError
 from node import images
+from node.conftest import fresh_namespace
+from node.kubelet import memory_of_parts
 from node.node import Given, Node
 from node.test_chart import CHART, use
 
@@ -67,18 +69,18 @@ class Release:
 
     def __init__(self, node: Node | Given, flags: tuple[str, ...]) -> None:
         self.node = node
-        self._flags = flags
+        self.flags = flags
 
     def install(self) -> float:
         """Install it, and return the seconds until all of it is ready."""
         begun = time.monotonic()
-        self.node.helm("install", "polaris", CHART, "-n", NAMESPACE, *self._flags)
+        self.node.helm("install", "polaris", CHART, "-n", NAMESPACE, *self.flags)
         self.wait()
         return time.monotonic() - begun
 
     def upgrade(self, *flags: str) -> None:
         """Change values of it."""
-        self.node.helm("upgrade", "polaris", CHART, "-n", NAMESPACE, *self._flags, *flags)
+        self.node.helm("upgrade", "polaris", CHART, "-n", NAMESPACE, *self.flags, *flags)
 
     def uninstall(self) -> None:
         """Uninstall it, and wait until its pods are gone."""
@@ -303,3 +305,148 @@ def test_who_shows_no_token_for_polaris_is_told_how_to_get_one(release: Release,
     refused = release.ask(shown=shown)
     assert refused.status == 401
     assert "polaris" in refused.body["detail"]
+
+
+def test_when_postgresql_is_killed_the_service_says_so_and_comes_back(
+    release: Release, report: Callable[[str], None]
+) -> None:
+    """Its pod is deleted, OpenBao with it; nobody does anything else."""
+    release.kubectl("delete", "pod", "polaris-demo-0", "--grace-period=1", "--wait=false")
+    begun = time.monotonic()
+    away = release.watch("database-unavailable", seconds=30)
+    assert away["seen"][-1] == "database-unavailable", away
+    assert "PostgreSQL" in away["details"]["database-unavailable"]
+    back = release.watch("200", seconds=90)
+    assert back["seen"][-1] == "200", (back, release.story())
+    report(f"queries were answered again {time.monotonic() - begun:.0f} s after the demo's pod was killed")
+    release.wait()
+    check(release.ask())
+
+
+def test_when_postgresql_crashes_it_recovers_in_its_container(release: Release) -> None:
+    crash = "kill -KILL $(head -1 /data/postgres/data/postmaster.pid)"
+    release.kubectl("exec", "polaris-demo-0", "-c", "postgres", "--", "sh", "-c", crash)
+    back = release.watch("200", seconds=60)
+    assert back["seen"][-1] == "200", (back, release.story())
+    release.wait()
+    check(release.ask())
+
+
+def test_when_openbao_is_killed_queries_go_on(release: Release) -> None:
+    """The logins live on; the operator comes back to it when it is there."""
+    crash = "kill -KILL $(cut -d' ' -f1 /data/openbao/openbao.pid)"
+    release.kubectl("exec", "polaris-demo-0", "-c", "openbao", "--", "sh", "-c", crash)
+    assert release.watch("never", seconds=5)["seen"] == ["200"]
+    health = f"/api/v1/namespaces/{NAMESPACE}/services/polaris-demo:openbao/proxy/v1/sys/health"
+    deadline = time.monotonic() + 60
+    while release.node.kubectl("get", "--raw", health, check=False).returncode:
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    release.wait()
+
+
+def test_what_pods_take_at_work_is_within_the_goals(release: Release, report: Callable[[str], None]) -> None:
+    """Operator ≤ 150 MiB, service ≤ 200 MiB, as the kubelet counts, after all of the above."""
+    mebibytes = memory_of_parts(release.node, NAMESPACE)
+    report("demo, in MiB: " + ", ".join(f"{part} {size:.0f}" for part, size in sorted(mebibytes.items())))
+    assert mebibytes["operator"] <= 150
+    assert mebibytes["service"] <= 200
+
+
+def test_a_second_database_is_served_by_a_release_without_an_operator(release: Release) -> None:
+    release.upgrade("--set=demo.databases={polaris,second}")
+    release.wait()
+    (main,) = yaml.safe_load_all(release.kubectl("get", "pgdb/main", "-o", "yaml"))
+    spec = main["spec"] | {
+        "database": "second",
+        "logins": {"query": {"secretName": "second-query"}, "worker": {"secretName": "second-worker"}},
+    }
+    database = {
+        "apiVersion": "polaris.dev/v1alpha1",
+        "kind": "PolarisDatabase",
+        "metadata": {"name": "second"},
+        "spec": spec,
+    }
+    index = INDEX_MANIFEST.replace("handbook", "notes").replace("main", "second")
+    release.kubectl("apply", "-f", "-", input=f"{yaml.safe_dump(database)}---{index}")
+    alone = (
+        "--set=operator.enabled=false",
+        "--set=embedder.enabled=false",
+        "--set=embedder.url=http://polaris-embedder:8081",
+        "--set=service.replicas=1",
+        "--set=service.databaseSecret=second-query",
+        "--set=worker.databaseSecret=second-worker",
+        f"--set=tests.index={NAMESPACE}/notes",
+    )
+    own = [flag for flag in release.flags if ".image." in flag or flag.startswith("--set=image.")]
+    release.node.helm("install", "second", CHART, "-n", NAMESPACE, *own, *alone)
+    try:
+        release.kubectl("wait", "--for=condition=Ready", "pgdb/second", "pidx/notes", "--timeout=90s")
+        for part in ("service", "worker"):
+            release.kubectl("rollout", "status", f"deployment/second-polaris-{part}", "--timeout=60s")
+        where = f"http://second-polaris-service/v1/indexes/{NAMESPACE}/notes"
+        text = "The notes say that the office in Porto has moved to Rua das Flores."
+        put = release.call("writer", "PUT", f"{where}/documents/porto", {"text": text})
+        assert put.status == 202, put
+        seen = {"query": "Porto", "after_sequence": put.body["sequence"], "timeout_ms": 60_000}
+        found = release.call("writer", "POST", f"{where}/search", seen)
+        assert [hit["document"] for hit in found.body["hits"]] == ["porto"]
+        # Each service knows the indexes of its database only.
+        assert release.call("writer", "GET", f"http://second-polaris-service{PATH}").status == 404
+        assert release.call("writer", "GET", f"/v1/indexes/{NAMESPACE}/notes").status == 404
+        release.node.helm("test", "second", "-n", NAMESPACE, "--timeout=120s")
+    except (AssertionError, ToolError) as error:
+        raise AssertionError(f"{error}\n{release.story()}") from error
+    finally:
+        release.kubectl("delete", "pidx/notes", "--timeout=60s")
+        release.kubectl("delete", "pgdb/second", "--timeout=60s")
+        release.node.helm("uninstall", "second", "-n", NAMESPACE, "--ignore-not-found")
+
+
+def test_a_namespaced_installation_beside_it_has_objects_of_its_own(release: Release) -> None:
+    """Another operator with another demo; neither sees the other's objects."""
+    with fresh_namespace(release.node) as other:
+        namespaced = (
+            "--set=rbac.scope=namespaced",
+            "--set=operator.installation=beside",
+            f"--set=operator.watchNamespaces={{{other}}}",
+            "--set=demo.storage.emptyDir=true",
+            "--set=service.replicas=1",
+            "--set=embedder.enabled=false",
+            f"--set=embedder.url=http://polaris-embedder.{NAMESPACE}:8081",
+        )
+        release.node.helm("install", "polaris", CHART, "-n", other, *release.flags, *namespaced)
+        try:
+            ready = ("wait", "--for=condition=Ready", "pgdb/main", "pidx/demo", "--timeout=120s")
+            release.node.kubectl(*ready, "-n", other)
+            release.node.helm("test", "polaris", "-n", other, "--timeout=120s")
+            installations = {
+                namespace: json.loads(
+                    release.node.kubectl("get", "pgdb/main", "-o", "json", "-n", namespace).stdout
+                )["status"]["catalog"]
+                for namespace in (NAMESPACE, other)
+            }
+            assert len(set(installations.values())) == 2
+            service = f"http://polaris-service.{other}"
+            # The other service knows none of our indexes, and ours none of its.
+            assert release.call("writer", "GET", f"{service}{PATH}").status == 404
+            assert release.call("writer", "GET", f"/v1/indexes/{other}/demo").status in (403, 404)
+        finally:
+            release.node.kubectl("delete", "pidx,pgdb", "--all", "-n", other, "--timeout=60s")
+            release.node.helm("uninstall", "polaris", "-n", other)
+
+
+def test_uninstalled_and_installed_again_it_gives_the_same_answers(release: Release) -> None:
+    before = release.ask()
+    release.uninstall()
+    assert release.kubectl("get", "pvc", "-o", "name").split() == [
+        "persistentvolumeclaim/data-polaris-demo-0"
+    ]
+    release.install()
+    again = release.watch("200", seconds=60)
+    assert again["seen"][-1] == "200", again
+    after = release.ask()
+    assert (after.body["answer"], after.body["citations"]) == (
+        before.body["answer"],
+        before.body["citations"],
+    )

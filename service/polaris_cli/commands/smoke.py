@@ -48,7 +48,12 @@ def smoke(
     with Service(settings) as service:
         ready = service.patiently(lambda: service.text("/readyz"), show.say)
         done = _check_index(service, index, read_only=read_only) if index else {}
-    result = {"server": settings.server, "ready": ready, **done, "seconds": round(time.monotonic() - began, 3)}
+    result = {
+        "server": settings.server,
+        "ready": ready,
+        **done,
+        "seconds": round(time.monotonic() - began, 3),
+    }
     if output is Format.JSON:
         show.json_out(result)
     else:
