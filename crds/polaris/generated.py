@@ -2,7 +2,7 @@
 
 `python -m polaris.generated [--check]`, from the repository's folder. One truth each: the models of
 `polaris.spec` for the CRDs, of `polaris.settings` for the table of settings, `polaris.changes` for
-the table of changes.
+the table of changes, the chart's `values.yaml` for its schema and its page.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from polaris import changes, crd, settings
+from polaris import changes, chart, crd, settings
 
 _SETTINGS = """# Settings
 
@@ -35,6 +35,19 @@ stands for everything below it that has no row of its own. This page is made fro
 |---|---|
 {rows}"""
 
+_VALUES = """# Values of the chart
+
+What `helm install` takes by `--set` or `--values`. They are closed by a schema: helm refuses one that is not
+here. This page and `values.schema.json` are made from the comments of
+[values.yaml](../charts/polaris/values.yaml).
+
+{table}
+## The chart polaris-crds
+
+{crds}"""
+
+_CHARTS = ("charts/polaris", "charts/polaris-crds")
+
 _MEANING = {
     changes.Effect.REFUSED: "refused by the API server",
     changes.Effect.NEW_GENERATION: "a new generation: new tables, filled while the old ones serve",
@@ -51,10 +64,16 @@ def _changes() -> str:
 def files() -> Iterator[tuple[Path, str]]:
     """Yield each file that is made from the code, with what it should hold."""
     for kind, plural in crd.PLURALS.items():
-        for folder in ("crds", "charts/polaris/crds"):
+        # `crds/` of a chart is what helm installs where there is none; polaris-crds keeps them current.
+        for folder in ("crds", "charts/polaris/crds", "charts/polaris-crds/files"):
             yield Path(folder) / f"{plural}.yaml", crd.render(kind)
     yield Path("docs/settings.md"), _SETTINGS.format(table=settings.table())
     yield Path("docs/changes.md"), _changes()
+    said = [(Path(folder) / "values.yaml").read_text("utf-8") for folder in _CHARTS]
+    for folder, text in zip(_CHARTS, said, strict=True):
+        yield Path(folder) / "values.schema.json", chart.schema(text)
+    tables = [chart.table(text) for text in said]
+    yield Path("docs/values.md"), _VALUES.format(table=tables[0], crds=tables[1])
 
 
 def main(arguments: list[str]) -> int:

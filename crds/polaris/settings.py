@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.alias_generators import to_camel
 
 from polaris.errors import InvalidInput
 
@@ -102,14 +103,31 @@ class Provider(BaseModel):
     model_config = ConfigDict(
         extra="forbid",
         frozen=True,
-        alias_generator=lambda n: "keyFile" if n == "key_file" else n,
+        alias_generator=to_camel,
         populate_by_name=True,
     )
 
     name: str
     url: str
     key_file: str = ""
+    ca_file: str = ""
     models: list[dict[str, Any]] = []
+
+
+class _Served(Settings):
+    tls_cert_file: str = ""
+    """File with the certificate (PEM, its chain behind it) that is shown to callers; followed when it
+    changes, without a restart. Empty: plain HTTP."""
+    tls_key_file: str = ""
+    """File with that certificate's key."""
+
+    @model_validator(mode="after")
+    def _both_or_neither(self) -> Self:
+        names = {"POLARIS_TLS_CERT_FILE": self.tls_cert_file, "POLARIS_TLS_KEY_FILE": self.tls_key_file}
+        missing = [name for name, value in names.items() if not value]
+        if len(missing) == 1:
+            raise ValueError(f"{missing[0]} is missing: a certificate is served with its key")
+        return self
 
 
 class _Embedders(Settings):
@@ -118,15 +136,18 @@ class _Embedders(Settings):
     speaks OpenAI's /v1/embeddings."""
     embedder_key_file: str = ""
     """File with the API key of that service; read again when it changes."""
+    embedder_ca_file: str = ""
+    """File with the certificates (PEM) of the authorities that are believed about that service's
+    certificate; followed when it changes. Empty: the public ones."""
     embedder_timeout_seconds: Seconds = 30
     """Longest time of one request to it."""
     providers: list[Provider] = []
-    """More providers, each with name, url, keyFile and models (settings file only)."""
+    """More providers, each with name, url, keyFile, caFile and models (settings file only)."""
     database_secret: str = ""
     """Folder that holds the login's Secret as files, one a key; followed when it changes."""
 
 
-class ServiceSettings(_Embedders):
+class ServiceSettings(_Embedders, _Served):
     """Settings of `polaris serve`."""
 
     host: str = "127.0.0.1"
@@ -152,6 +173,10 @@ class ServiceSettings(_Embedders):
     """The generator's name for the model."""
     generator_key_file: str = ""
     """File with the generator's API key; read again when it changes."""
+    generator_ca_file: str = ""
+    """File with the certificates (PEM) of the authorities that are believed about the generator's
+    certificate; followed when it changes. Empty: the public ones. With it, no proxy of the environment is
+    used."""
     generator_timeout_seconds: Seconds = 60
     """Longest time of one generation."""
     max_k: Annotated[int, Field(ge=1, le=1000)] = 1000
@@ -201,7 +226,7 @@ class WorkerSettings(_Embedders):
     """With more documents than this behind in a small index, load first and index after."""
 
 
-class EmbedderSettings(Settings):
+class EmbedderSettings(_Served):
     """Settings of `polaris embedder`."""
 
     host: str = "127.0.0.1"
@@ -219,6 +244,9 @@ class ClientSettings(Settings):
     """Base address of the service."""
     token_file: str = ""
     """File with the token to show to the service; empty: none is shown."""
+    ca_file: str = ""
+    """File with the certificates (PEM) of the authorities that are believed about the service's
+    certificate. Empty: the public ones."""
     client_timeout_seconds: Seconds = 60
     """Longest wait for an answer of the service."""
     client_retry_seconds: Seconds = 300

@@ -227,6 +227,11 @@ def _translated(what: str) -> Iterator[None]:
         raise VaultRefused(f"Vault refuses to {what}: {_said(error)}") from None
     except hvac.exceptions.VaultError as error:
         raise VaultUnavailable(f"Vault does not {what}: {_said(error)}") from None
+    except requests.exceptions.SSLError as error:
+        # Not a refusal: Vault itself was never asked, and what it holds stays as it is.
+        raise VaultUnavailable(
+            f"Vault's certificate is not believed, so it was not asked to {what}: {_root(error)}"
+        ) from None
     except requests.RequestException as error:
         raise VaultUnavailable(f"Vault does not answer to {what}: {_root(error)}") from None
 

@@ -59,8 +59,7 @@ class Service:
             timeout=httpx.Timeout(settings.client_timeout_seconds, connect=5),
             # A proxy that the environment names can't reach this machine's own loopback.
             trust_env=not _is_loopback(self.address),
-            # Loading the authorities costs 0.2 s, which only TLS needs.
-            verify=True if self.address.startswith("https:") else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+            verify=_trust(self.address, settings.ca_file),
             auth=self._authorise if settings.token_file else None,
         )
 
@@ -149,7 +148,12 @@ class Service:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except httpx.ConnectError:
+        except httpx.ConnectError as error:
+            if refused := _certificate_refused(error):
+                raise Refused(
+                    f"the certificate of {self.address} is not believed: {refused};"
+                    " --ca-file or POLARIS_CA_FILE names the authority that it is of"
+                ) from None
             raise Unreachable(
                 f"nothing answers at {self.address}: start a service with 'polaris up',"
                 " or name another with --server or POLARIS_SERVER"
@@ -207,6 +211,30 @@ def _seconds(text: str | None) -> float | None:
         return max(float(text or ""), 0.05)
     except ValueError:
         return None
+
+
+def _trust(address: str, ca_file: str) -> ssl.SSLContext | bool:
+    """Return what httpx is to believe about certificates; True: the public authorities."""
+    if not address.startswith("https:"):
+        # Loading the authorities costs 0.2 s, which only TLS needs.
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if not ca_file:
+        return True
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except ssl.SSLError:
+        raise WrongUsage(f"{ca_file} holds no certificate in PEM") from None
+    except OSError as error:
+        raise WrongUsage(f"the file of authorities {ca_file}: {error.strerror}") from None
+
+
+def _certificate_refused(error: BaseException | None) -> str | None:
+    """Return what is wrong with the certificate, where that is why no connection came about."""
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return error.verify_message
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _is_loopback(address: str) -> bool:

@@ -15,6 +15,7 @@ from polaris.telemetry import configure_logging, configure_tracing, logger
 from polaris_service import problems
 from polaris_service.answer import generators
 from polaris_service.answer.answerer import Answerer
+from polaris_service.certificate import Certificate
 from polaris_service.database import Database, Purpose
 from polaris_service.direct import Direct
 from polaris_service.documents.loading import Loading
@@ -67,6 +68,7 @@ def build_parts(settings: ServiceSettings, embedders: Embedders | None = None) -
         loading=Loading(database, catalog),
         searcher=searcher,
         answerer=Answerer(searcher, database, generators.of(settings), settings.generator_timeout_seconds),
+        certificate=Certificate.of(settings, metrics.registry),
     )
 
 
@@ -122,4 +124,5 @@ def run(settings: ServiceSettings) -> None:
     """Serve until SIGTERM or SIGINT; what is in flight is finished first."""
     configure_logging(settings.log_level, straight=True)
     configure_tracing("polaris-service")
-    serve(create_app(build_parts(settings)), settings.host, settings.port)
+    parts = build_parts(settings)
+    serve(create_app(parts), settings.host, settings.port, certificate=parts.certificate)

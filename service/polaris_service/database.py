@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -32,6 +33,7 @@ from prometheus_client import Histogram
 import polaris
 from polaris.errors import Conflict, DatabaseUnavailable, DeadlineExceeded, Overloaded, PolarisError
 from polaris.telemetry import logger, span
+from polaris_service.followed import LOOK_SECONDS
 from polaris_service.login import Login, read_login
 from polaris_service.metrics import Metrics
 
@@ -41,8 +43,6 @@ Heard: TypeAlias = Callable[[str | None], None]
 
 _log = logger(__name__)
 
-LOOK_SECONDS = 2.0
-"""Between two looks at the login's folder."""
 _LOOK_AGAIN_SECONDS = 0.5
 REPORT_SECONDS = 15.0
 _CONNECT_SECONDS = 5.0
@@ -113,6 +113,11 @@ _TRANSLATIONS: tuple[tuple[tuple[type[BaseException], ...], type[PolarisError], 
         (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError),
         TableMissing,
         "the index is being changed: its tables are not there",
+    ),
+    (
+        (ssl.SSLCertVerificationError,),
+        DatabaseUnavailable,
+        "PostgreSQL's certificate is not believed: it is not of the login's authority, or for another name",
     ),
     ((asyncpg.InvalidCatalogNameError,), NoDatabaseYet, "the database does not exist yet"),
     ((asyncpg.CannotConnectNowError,), DatabaseUnavailable, "PostgreSQL is starting or stopping"),

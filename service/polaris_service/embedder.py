@@ -6,9 +6,11 @@ import os
 
 from polaris.settings import EmbedderSettings
 from polaris.telemetry import configure_logging, configure_tracing
+from polaris_service.certificate import Certificate
 from polaris_service.embed import repack
 from polaris_service.embed.local import LocalProvider, default_cache
 from polaris_service.embed.server import create_app
+from polaris_service.metrics import HttpMetrics
 from polaris_service.serving import serve
 
 
@@ -17,7 +19,10 @@ def run_embedder(settings: EmbedderSettings) -> None:
     configure_logging(settings.log_level)
     configure_tracing("polaris-embedder")
     provider = LocalProvider(default_cache(os.environ), settings.embedder_threads)
-    serve(create_app(provider), settings.host, settings.port)
+    metrics = HttpMetrics()
+    certificate = Certificate.of(settings, metrics.registry)
+    app = create_app(provider, metrics, certificate=certificate)
+    serve(app, settings.host, settings.port, certificate=certificate)
 
 
 def prepare_model() -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from polaris.errors import DatabaseUnavailable
+from polaris_service.followed import resolve
 
 _REQUIRED = ("username", "password", "host", "port", "dbname")
 
@@ -39,16 +40,6 @@ class Login:
             # out in the manifest (PolarisDatabase, spec.tls.mode).
             context.verify_mode = ssl.CERT_NONE
         return context
-
-
-def resolve(folder: Path) -> Path:
-    """Return the folder that the files really stand in.
-
-    Kubernetes writes a new folder beside the old one and swaps the symlink `..data`; what was
-    resolved before stays whole for whoever reads it.
-    """
-    data = folder / "..data"
-    return (data if data.exists() else folder).resolve()
 
 
 def read_login(folder: Path) -> Login | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from polaris.settings import ServiceSettings
 from polaris_service.answer.answerer import Answerer
+from polaris_service.certificate import Certificate
 from polaris_service.database import Database
 from polaris_service.documents.loading import Loading
 from polaris_service.documents.store import Store
@@ -30,3 +31,5 @@ class Parts:
     loading: Loading
     searcher: Searcher
     answerer: Answerer
+    certificate: Certificate | None
+    """What it listens with; None: plain HTTP."""

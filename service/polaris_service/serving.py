@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from typing import Any, TypeAlias
 
 import uvicorn
 
 from polaris.telemetry import logger
+from polaris_service.certificate import Certificate
 
 # Below the 60 s that a pod is given to end.
 _GRACE_SECONDS = 25
@@ -32,10 +35,26 @@ def listening(host: str, port: int) -> socket.socket:
     return bound
 
 
-def serve(app: Application, host: str, port: int, *, grace_seconds: int = _GRACE_SECONDS) -> None:
-    """Serve until SIGTERM or SIGINT; what is in flight is finished first."""
-    with listening(host, port) as bound:
-        _log.info("listening", host=host, port=bound.getsockname()[1])
+def _made(context: ssl.SSLContext) -> Callable[..., ssl.SSLContext]:
+    return lambda _config, _default: context
+
+
+def serve(
+    app: Application,
+    host: str,
+    port: int,
+    *,
+    certificate: Certificate | None = None,
+    grace_seconds: int = _GRACE_SECONDS,
+) -> None:
+    """Serve until SIGTERM or SIGINT; what is in flight is finished first. HTTPS with a certificate.
+
+    Raises InvalidInput where the certificate's files hold none.
+    """
+    with ExitStack() as stack:
+        tls = stack.enter_context(certificate.followed()) if certificate else None
+        bound = stack.enter_context(listening(host, port))
+        _log.info("listening", host=host, port=bound.getsockname()[1], tls=tls is not None)
         config = uvicorn.Config(
             app,
             loop="uvloop",
@@ -46,5 +65,6 @@ def serve(app: Application, host: str, port: int, *, grace_seconds: int = _GRACE
             # Who stands before us speaks for nobody: no address of a caller is used or logged.
             proxy_headers=False,
             timeout_graceful_shutdown=grace_seconds,
+            ssl_context_factory=None if tls is None else _made(tls),
         )
         uvicorn.Server(config).run(sockets=[bound])

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterator
-from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from chart.rendered import CHART, CRDS, NAMESPACE, ROOT, render
 from kube.cluster import Cluster
 from kube.helm import helm
-from polaris import settings
-
-ROOT = Path(__file__).parents[2]
-CHART = ROOT / "charts" / "polaris"
-NAMESPACE = "charted"
 
 pytestmark = pytest.mark.kubernetes
 
@@ -53,6 +44,13 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         "--set=service.serviceAccount.name=existing",
         "--set=service.podLabels.team=a",
     ),
+    "TLS everywhere": (
+        "--set=service.tls.secretName=service-tls",
+        "--set=embedder.tls.secretName=embedder-tls",
+        "--set=monitoring.podMonitor.enabled=true",
+        "--set=service.ingress.enabled=true",
+        "--set=service.httpRoute.enabled=true",
+    ),
     "the demo": ("--set=demo.enabled=true",),
     "the demo: namespaced, nothing kept, no index, two databases": (
         "--set=demo.enabled=true",
@@ -62,56 +60,22 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         "--set=rbac.scope=namespaced",
         "--set=operator.installation=here",
     ),
-    "helm test asks an index": (f"--set=tests.index={NAMESPACE}/handbook",),
     "nothing runs": tuple(f"--set={part}.replicas=0" for part in ("service", "worker", "embedder")),
 }
 
 
-def render(*flags: str, release: str = "polaris") -> list[dict[str, Any]]:
-    """Return the objects that helm renders."""
-    done = helm("template", release, str(CHART), "--namespace", NAMESPACE, *flags)
-    return [document for document in yaml.safe_load_all(done.stdout) if document]
-
-
-@pytest.fixture(scope="module")
-def namespace(cluster: Cluster) -> Iterator[str]:
-    """A namespace of ours that must hold to restricted Pod Security."""
-    cluster.kubectl("create", "namespace", NAMESPACE)
-    cluster.kubectl("label", "namespace", NAMESPACE, "pod-security.kubernetes.io/warn=restricted")
-    cluster.kubectl("apply", "-f", str(CHART / "crds"))
-    cluster.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
-    # A pod is looked at together with its ServiceAccount, which is not there in a dry run.
-    for name in ("polaris-test", "rag-test"):
-        cluster.kubectl("create", "serviceaccount", name, "-n", NAMESPACE)
-    yield NAMESPACE
-    cluster.kubectl("delete", "namespace", NAMESPACE, "--wait=false")
-
-
 def test_helm_finds_nothing_to_complain_about() -> None:
-    assert "0 chart(s) failed" in helm("lint", "--strict", str(CHART)).stdout
+    assert "0 chart(s) failed" in helm("lint", "--strict", CHART, CRDS).stdout
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_what_is_rendered_is_accepted_by_the_api_server(
-    cluster: Cluster, namespace: str, variant: str
-) -> None:
+def test_what_is_rendered_is_accepted_by_the_api_server(judge: Cluster, variant: str) -> None:
     objects = render(*VARIANTS[variant])
-    assert all(o["metadata"].get("namespace", namespace) in (namespace, "default") for o in objects)
+    assert all(o["metadata"].get("namespace", NAMESPACE) in (NAMESPACE, "default") for o in objects)
     text = yaml.safe_dump_all(objects)
-    done = cluster.kubectl("apply", "--server-side", "--dry-run=server", "-f", "-", input=text)
+    done = judge.kubectl("apply", "--server-side", "--dry-run=server", "-f", "-", input=text)
     assert len(done.stdout.splitlines()) == len(objects)
     assert "would violate PodSecurity" not in done.stderr
-
-
-def test_zero_and_false_are_values() -> None:
-    objects = render("--set=service.replicas=0", "--set=worker.replicas=0", "--set=embedder.replicas=0")
-    replicas = {o["metadata"]["name"]: o["spec"]["replicas"] for o in objects if o["kind"] == "Deployment"}
-    assert replicas == {
-        "polaris-operator": 1,
-        "polaris-service": 0,
-        "polaris-worker": 0,
-        "polaris-embedder": 0,
-    }
 
 
 def test_an_unknown_value_is_refused() -> None:
@@ -137,41 +101,185 @@ def test_a_namespaced_install_makes_no_cluster_role() -> None:
     assert kinds.count("ClusterRoleBinding") == 1
 
 
-def test_every_value_has_a_sentence() -> None:
-    lines = (CHART / "values.yaml").read_text("utf-8").splitlines()
-    for above, line in pairwise(lines):
-        leaf = re.match(r" *(?!requests|limits)[A-Za-z]+: *\S", line)
-        assert not leaf or above.strip().startswith("# -- "), f"no sentence above: {line}"
+def of(objects: list[dict[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
+    """Objects of a kind, by the last word of their names."""
+    return {o["metadata"]["name"].rsplit("-", 1)[1]: o for o in objects if o["kind"] == kind}
 
 
-def test_every_value_stands_in_the_schema() -> None:
-    def paths(schema: dict[str, Any]) -> dict[str, Any]:
-        return {
-            k: paths(v) if v.get("additionalProperties") is False else {}
-            for k, v in schema["properties"].items()
+def test_a_budget_stands_only_where_a_pod_can_be_spared() -> None:
+    assert set(of(render(), "PodDisruptionBudget")) == {"service"}
+    assert not of(render("--set=service.replicas=1"), "PodDisruptionBudget")
+    scaled = ("--set=worker.autoscaling.enabled=true", "--set=service.autoscaling.enabled=true")
+    assert set(of(render(*scaled, "--set=worker.replicas=5"), "PodDisruptionBudget")) == {"service"}
+    two = render(*scaled, "--set=worker.autoscaling.minReplicas=2")
+    budgets = of(two, "PodDisruptionBudget")
+    assert set(budgets) == {"service", "worker"}
+    for budget in budgets.values():
+        assert budget["spec"]["maxUnavailable"] == 1
+        assert budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+    refused = helm("template", "x", CHART, "--set=service.podDisruptionBudget.maxUnavailable=0", check=False)
+    assert refused.returncode != 0
+
+
+def test_where_an_autoscaler_chooses_nobody_else_does() -> None:
+    objects = render("--set=service.autoscaling.enabled=true")
+    assert "replicas" not in of(objects, "Deployment")["service"]["spec"]
+    assert of(objects, "HorizontalPodAutoscaler")["service"]["spec"]["minReplicas"] == 2
+    nothing = (
+        "--set=worker.autoscaling.enabled=true",
+        "--set=worker.autoscaling.targetCPUUtilizationPercentage=0",
+    )
+    done = helm("template", "x", CHART, *nothing, check=False)
+    assert "worker.autoscaling has nothing to go by" in done.stderr
+
+
+def test_only_operator_and_service_have_a_token() -> None:
+    objects = render("--set=migrations.job.enabled=true")
+    mounted = {
+        o["metadata"]["name"]: o["spec"]["template"]["spec"]["automountServiceAccountToken"]
+        for o in objects
+        if o["kind"] in ("Deployment", "Job")
+    }
+    assert mounted == {
+        "polaris-operator": True,
+        "polaris-service": True,
+        "polaris-worker": False,
+        "polaris-embedder": False,
+        "polaris-migrate": False,
+    }
+
+
+def test_selectors_and_names_are_those_of_the_first_release() -> None:
+    """A Deployment's selector can't change; and an object of another name is another object."""
+    deployments = of(render(), "Deployment")
+    for part in ("operator", "service", "worker", "embedder"):
+        assert deployments[part]["metadata"]["name"] == f"polaris-{part}"
+        assert deployments[part]["spec"]["selector"]["matchLabels"] == {
+            "app.kubernetes.io/name": "polaris",
+            "app.kubernetes.io/instance": "polaris",
+            "app.kubernetes.io/component": part,
         }
 
-    def keys(values: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
-        return {k: keys(v, like[k]) if like[k] and isinstance(v, dict) else {} for k, v in values.items()}
 
-    schema = paths(json.loads((CHART / "values.schema.json").read_text("utf-8")))
-    schema.pop("global")
-    for part in ("operator", "service", "worker", "embedder"):
-        schema[part]["resources"] = {}
-    for server in ("postgres", "openbao"):
-        schema["demo"][server]["resources"] = {}
-    assert keys(yaml.safe_load((CHART / "values.yaml").read_text("utf-8")), schema) == schema
+def test_with_certificates_everybody_speaks_https() -> None:
+    objects = render(*VARIANTS["TLS everywhere"])
+    pods = {part: o["spec"]["template"]["spec"] for part, o in of(objects, "Deployment").items()}
+    said = {
+        part: {e["name"]: e.get("value") for e in pod["containers"][0]["env"]} for part, pod in pods.items()
+    }
+    for part in ("service", "embedder"):
+        (container,) = pods[part]["containers"]
+        assert container["ports"][0]["name"] == "https"
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            assert (container[probe]["httpGet"]["scheme"], container[probe]["httpGet"]["port"]) == (
+                "HTTPS",
+                "https",
+            )
+        (port,) = of(objects, "Service")[part]["spec"]["ports"]
+        assert port["targetPort"] == "https"
+        (mount,) = [m for m in container["volumeMounts"] if m["name"] == "tls"]
+        assert "subPath" not in mount
+        assert said[part]["POLARIS_TLS_KEY_FILE"] == f"{mount['mountPath']}/tls.key"
+        (endpoint,) = of(objects, "PodMonitor")[part]["spec"]["podMetricsEndpoints"]
+        assert endpoint["scheme"] == "https"
+        assert endpoint["tlsConfig"]["serverName"] == f"polaris-{part}.{NAMESPACE}.svc"
+    assert of(objects, "Service")["service"]["spec"]["ports"][0]["port"] == 443
+    assert said["service"]["POLARIS_QUERY_URL"] == f"https://polaris-service.{NAMESPACE}.svc:443"
+    for part in ("service", "worker"):
+        assert said[part]["POLARIS_EMBEDDER"] == f"https://polaris-embedder.{NAMESPACE}.svc:8081"
+        # Of the embedder's Secret they get the authority, never the key.
+        (ca,) = [v for v in pods[part]["volumes"] if v["name"] == "embedder-ca"]
+        assert ca["secret"]["secretName"] == "embedder-tls"
+        assert [item["key"] for item in ca["secret"]["items"]] == ["ca.crt"]
+    plain = of(objects, "PodMonitor")["worker"]["spec"]["podMetricsEndpoints"][0]
+    assert (plain["port"], "scheme" in plain) == ("http", False)
 
 
-def test_every_variable_that_the_chart_sets_is_a_setting() -> None:
-    known = {variable for _, variable, _, _ in settings.rows()}
-    for document in render(*VARIANTS["a generator with a key, digests, names of one's own"]):
-        if document["kind"] != "Deployment":
-            continue
-        (container,) = document["spec"]["template"]["spec"]["containers"]
-        assert {entry["name"] for entry in container["env"]} <= known
+def test_an_authority_of_its_own_wins_over_the_embedder_s_secret() -> None:
+    outside = ("--set=embedder.enabled=false", "--set=embedder.url=https://embed.example.com")
+
+    def volumes(*flags: str) -> dict[str, Any]:
+        pod = of(render(*flags), "Deployment")["worker"]["spec"]["template"]["spec"]
+        return {v["name"]: v for v in pod["volumes"]}
+
+    own = volumes("--set=embedder.tls.secretName=a", "--set=embedder.caSecret=b")
+    assert own["embedder-ca"]["secret"]["secretName"] == "b"
+    assert "embedder-ca" not in volumes(*outside, "--set=embedder.tls.secretName=a")
+    assert "embedder-ca" in volumes(*outside, "--set=embedder.caSecret=b")
 
 
-def test_the_crds_of_the_chart_are_the_crds() -> None:
-    for path in (ROOT / "crds").glob("*.yaml"):
-        assert (CHART / "crds" / path.name).read_bytes() == path.read_bytes()
+POLICIES = ("--set=networkPolicy.enabled=true", "--set=networkPolicy.egress.enabled=true")
+
+
+def test_nobody_reaches_a_part_but_who_must() -> None:
+    policies = of(render(*POLICIES, "--set=migrations.job.enabled=true"), "NetworkPolicy")
+    monitoring = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+    entries = {part: policy["spec"].get("ingress", []) for part, policy in policies.items()}
+    assert entries["operator"] == [{"ports": [{"port": 9090}], "from": [monitoring]}]
+    assert entries["worker"] == [{"ports": [{"port": 9091}], "from": [monitoring]}]
+    assert entries["service"] == [{"ports": [{"port": 8080}]}]
+    assert entries["migrate"] == []
+    (embedder,) = entries["embedder"]
+    assert [
+        peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"]
+        for peer in embedder["from"]
+        if "podSelector" in peer
+    ] == ["service", "worker"]
+
+
+def test_a_service_of_some_is_still_scraped() -> None:
+    some = "--set=networkPolicy.service.from[0].podSelector.matchLabels.app=portal"
+    (rule,) = of(render(*POLICIES, some), "NetworkPolicy")["service"]["spec"]["ingress"]
+    assert len(rule["from"]) == 2
+    nobody = "--set-json=networkPolicy.metrics.from=[]"
+    assert "ingress" not in of(render(*POLICIES, nobody), "NetworkPolicy")["operator"]["spec"]
+
+
+def test_the_way_out_is_open_to_what_a_part_needs() -> None:
+    def ports(*more: str) -> dict[str, set[int]]:
+        return {
+            part: {p["port"] for rule in policy["spec"]["egress"] for p in rule["ports"]}
+            for part, policy in of(render(*POLICIES, *more), "NetworkPolicy").items()
+        }
+
+    assert ports("--set=migrations.job.enabled=true") == {
+        "operator": {53, 5432, 443, 6443, 8200},
+        "service": {53, 5432, 443, 6443, 8081},
+        "worker": {53, 5432, 8081},
+        "embedder": {53},
+        "migrate": {53, 5432},
+    }
+    outside = ("--set=embedder.enabled=false", "--set=embedder.url=https://embed.example.com")
+    assert ports(*outside)["worker"] == {53, 5432, 443}
+    assert 4318 in ports("--set=tracing.endpoint=http://otel:4318")["embedder"]
+
+
+def test_a_namespaced_operator_is_let_do_what_it_must_where_it_looks_only() -> None:
+    objects = render(
+        *VARIANTS["namespaced, two namespaces"], "--set=rbac.vaultServiceAccounts={polaris-vault}"
+    )
+    roles = [o for o in objects if o["kind"] == "Role" and o["metadata"]["name"] == "polaris-operator"]
+    assert sorted(role["metadata"]["namespace"] for role in roles) == [NAMESPACE, "default"]
+    for role in roles:
+        assert all("namespaces" not in rule["resources"] for rule in role["rules"])
+        (token,) = [r for r in role["rules"] if r["resources"] == ["serviceaccounts/token"]]
+        assert token["resourceNames"] == ["polaris-vault"]
+    to_bind = {o["metadata"]["name"] for o in objects if o["kind"] == "Role"} - {"polaris-operator"}
+    assert to_bind == {"polaris-query", "polaris-writer", "polaris-admin", "polaris-database-admin"}
+
+
+def test_roles_are_another_s_business_where_the_chart_is_told_so() -> None:
+    kinds = {o["kind"] for o in render("--set=rbac.create=false")}
+    assert not kinds & {"Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"}
+    assert "ClusterRoleBinding" not in {
+        o["kind"]
+        for o in render(*VARIANTS["namespaced, its own namespace"], "--set=rbac.authDelegator=false")
+    }
+
+
+def test_the_crds_of_the_charts_are_the_crds() -> None:
+    own = [yaml.safe_load(path.read_text("utf-8")) for path in sorted((ROOT / "crds").glob("*.yaml"))]
+    upgraded = list(yaml.safe_load_all(helm("template", "polaris-crds", CRDS).stdout))
+    shown = list(yaml.safe_load_all(helm("show", "crds", CHART).stdout))
+    assert [crd["spec"] for crd in upgraded] == [crd["spec"] for crd in own] == [crd["spec"] for crd in shown]
+    assert all(crd["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"} for crd in upgraded)

@@ -32,11 +32,12 @@ class Program:
         self._popen = popen
         self._log = log
         self._begin = begin
+        self.tls = False
         self.port = self._listening()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
 
     @property
     def process(self) -> psutil.Process:
@@ -48,6 +49,7 @@ class Program:
             for line in self.log().splitlines():
                 with contextlib.suppress(ValueError, KeyError):
                     if (event := json.loads(line))["event"] == "listening":
+                        self.tls = event["tls"]
                         return int(event["port"])
             assert self._popen.poll() is None, self.log()
             time.sleep(0.02)

@@ -137,7 +137,8 @@ async def test_a_server_is_only_believed_as_the_mode_says(
             if works:
                 assert await answers(database) == own.logins["query"]
             else:
-                assert "not reachable" in str(database.problem)
+                believed = mode == "disable"
+                assert ("not reachable" if believed else "not believed") in str(database.problem)
 
 
 # --- life with a login ---

@@ -12,7 +12,17 @@
 {{- end -}}
 {{- end -}}
 
-{{/* Labels that select pods. Called with (dict "root" $ "part" "operator"). */}}
+{{/* Names of objects that belong to no namespace: they have to tell two releases apart. */}}
+{{- define "polaris.clusterName" -}}
+{{- printf "%s-%s-%s" .root.Release.Namespace (include "polaris.fullname" .root) .part | trunc 63 | trimSuffix "-" -}}
+{{- end -}}
+
+{{/*
+What is called with a part takes a dict: root, part (operator, service, worker, embedder, migrate), and for pods values
+(the part's), image and resources.
+
+Labels that select pods never change: a Deployment's selector can't.
+*/}}
 {{- define "polaris.selector" -}}
 app.kubernetes.io/name: {{ default .root.Chart.Name .root.Values.nameOverride | trunc 63 | trimSuffix "-" }}
 app.kubernetes.io/instance: {{ .root.Release.Name }}
@@ -29,6 +39,14 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- end }}
 {{- end -}}
 
+{{/* Name, namespace and labels of an object of a part. */}}
+{{- define "polaris.metadata" -}}
+name: {{ include "polaris.fullname" .root }}-{{ .part }}
+namespace: {{ .root.Release.Namespace }}
+labels:
+  {{- include "polaris.labels" . | nindent 2 }}
+{{- end -}}
+
 {{- define "polaris.serviceAccountName" -}}
 {{- $values := index .root.Values .part -}}
 {{- default (printf "%s-%s" (include "polaris.fullname" .root) .part) $values.serviceAccount.name -}}
@@ -42,101 +60,55 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- end -}}
 {{- end -}}
 
-{{/* Restricted Pod Security, for the pod and for its one container. */}}
-{{- define "polaris.podSecurity" -}}
-runAsNonRoot: true
-runAsUser: 10001
-runAsGroup: 10001
-fsGroup: 10001
-seccompProfile: {type: RuntimeDefault}
+{{/* The port that each part listens on: its API, or its probes and metrics where it has none. */}}
+{{- define "polaris.port" -}}
+{{- get (dict "operator" "9090" "service" "8080" "worker" "9091" "embedder" "8081") . -}}
 {{- end -}}
 
-{{- define "polaris.containerSecurity" -}}
-allowPrivilegeEscalation: false
-readOnlyRootFilesystem: true
-capabilities: {drop: [ALL]}
+{{/* Namespaces that the operator watches, as a list in JSON; empty: all. */}}
+{{- define "polaris.namespaces" -}}
+{{- $namespaces := .Values.operator.watchNamespaces -}}
+{{- if and (eq .Values.rbac.scope "namespaced") (not $namespaces) -}}
+{{- $namespaces = list .Release.Namespace -}}
+{{- end -}}
+{{- $namespaces | toJson -}}
 {{- end -}}
 
-{{- define "polaris.probes" -}}
-startupProbe:
-  httpGet: {path: /livez, port: http}
-  periodSeconds: 2
-  failureThreshold: 60
-livenessProbe:
-  httpGet: {path: /livez, port: http}
-  periodSeconds: 10
-  failureThreshold: 6
-readinessProbe:
-  httpGet: {path: /readyz, port: http}
-  periodSeconds: 5
+{{/* https where the part shows a certificate; the scheme is the name of its port too. */}}
+{{- define "polaris.scheme" -}}
+{{- $values := index .root.Values .part | default dict -}}
+{{- $tls := dig "tls" "secretName" "" $values -}}
+{{- ternary "https" "http" (ne $tls "") -}}
+{{- end -}}
+
+{{/* Where a part is reached inside the cluster. */}}
+{{- define "polaris.host" -}}
+{{- printf "%s-%s.%s.svc" (include "polaris.fullname" .root) .part .root.Release.Namespace -}}
+{{- end -}}
+
+{{/* Port of the query service's Service. */}}
+{{- define "polaris.servicePort" -}}
+{{- $scheme := include "polaris.scheme" (dict "root" . "part" "service") -}}
+{{- .Values.service.port | default (ternary 443 80 (eq $scheme "https")) -}}
+{{- end -}}
+
+{{- define "polaris.serviceURL" -}}
+{{- $context := dict "root" . "part" "service" -}}
+{{- printf "%s://%s:%s" (include "polaris.scheme" $context) (include "polaris.host" $context) (include "polaris.servicePort" .) -}}
 {{- end -}}
 
 {{/* Where text becomes vectors, for service and worker. */}}
 {{- define "polaris.embedderURL" -}}
+{{- $context := dict "root" . "part" "embedder" -}}
 {{- if .Values.embedder.enabled -}}
-http://{{ include "polaris.fullname" . }}-embedder.{{ .Release.Namespace }}.svc:8081
+{{- printf "%s://%s:%s" (include "polaris.scheme" $context) (include "polaris.host" $context) (include "polaris.port" "embedder") -}}
 {{- else -}}
 {{- required "embedder.url must say where text becomes vectors when embedder.enabled is false" .Values.embedder.url -}}
 {{- end -}}
 {{- end -}}
 
-{{/* Variables, volumes and mounts that service and worker share: the login's Secret, the embedder. */}}
-{{- define "polaris.databaseEnv" -}}
-- {name: POLARIS_DATABASE_SECRET, value: /run/polaris/database}
-- {name: POLARIS_EMBEDDER, value: {{ include "polaris.embedderURL" .root | quote }}}
-{{- if .root.Values.embedder.keySecret }}
-- {name: POLARIS_EMBEDDER_KEY_FILE, value: /run/polaris/embedder/key}
-{{- end }}
-{{- end -}}
-
-{{- define "polaris.databaseMounts" -}}
-- {name: tmp, mountPath: /tmp}
-# No subPath: a mounted Secret follows its changes only as a whole folder.
-- {name: database, mountPath: /run/polaris/database, readOnly: true}
-{{- if .root.Values.embedder.keySecret }}
-- {name: embedder-key, mountPath: /run/polaris/embedder, readOnly: true}
-{{- end }}
-{{- end -}}
-
-{{- define "polaris.databaseVolumes" -}}
-- {name: tmp, emptyDir: {}}
-# Optional: pods start before the operator has made the login, and say so.
-- name: database
-  secret: {secretName: {{ .values.databaseSecret | quote }}, optional: true, defaultMode: 0440}
-{{- with .root.Values.embedder.keySecret }}
-- name: embedder-key
-  secret: {secretName: {{ . | quote }}, defaultMode: 0440}
-{{- end }}
-{{- end -}}
-
-{{/* The head of each Deployment, up to its container. Called with root, part, values, image. */}}
-{{- define "polaris.podMeta" -}}
-labels:
-  {{- include "polaris.labels" . | nindent 2 }}
-  {{- with .values.podLabels }}
-  {{- toYaml . | nindent 2 }}
-  {{- end }}
-{{- with .values.podAnnotations }}
-annotations:
-  {{- toYaml . | nindent 2 }}
-{{- end }}
-{{- end -}}
-
-{{- define "polaris.placement" -}}
-{{- with .root.Values.imagePullSecrets }}
-imagePullSecrets:
-  {{- toYaml . | nindent 2 }}
-{{- end }}
-{{- with .values.nodeSelector }}
-nodeSelector:
-  {{- toYaml . | nindent 2 }}
-{{- end }}
-{{- with .values.tolerations }}
-tolerations:
-  {{- toYaml . | nindent 2 }}
-{{- end }}
-{{- with .values.affinity }}
-affinity:
-  {{- toYaml . | nindent 2 }}
-{{- end }}
+{{/* The Secret whose ca.crt vouches for the embedder; empty: the public authorities do. */}}
+{{- define "polaris.embedderCA" -}}
+{{- $own := ternary .Values.embedder.tls.secretName "" .Values.embedder.enabled -}}
+{{- .Values.embedder.caSecret | default $own -}}
 {{- end -}}

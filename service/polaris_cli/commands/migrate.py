@@ -16,6 +16,7 @@ from polaris.spec import TlsMode
 from polaris_cli import show
 from polaris_cli.flags import Format, Output, WrongUsage, with_settings
 from polaris_operator.postgres import Identity, Postgres, Server
+from polaris_service.followed import resolve
 
 
 @with_settings(MigrateSettings)
@@ -77,7 +78,7 @@ def _login(settings: MigrateSettings) -> tuple[Server, Identity]:
 
 
 def _from_secret(folder: Path) -> tuple[Server, Identity]:
-    present = folder.resolve()  # all keys of one version, though it may be swapped meanwhile
+    present = resolve(folder)  # all keys of one version, though it may be swapped meanwhile
     try:
         keys = {key: (present / key).read_text("utf-8").strip() for key in _KEYS}
         ca = (present / "ca.crt").read_text("utf-8") if (present / "ca.crt").exists() else None
@@ -99,6 +100,9 @@ def _from_url(text: str) -> tuple[Server, Identity]:
     if not (url.host and url.database and url.username):
         raise WrongUsage("--database-url must have a login, a host and a database")
     ca = url.query.get("sslrootcert")
-    authority = Path(str(ca)).read_text("utf-8") if ca else None
+    try:
+        authority = Path(str(ca)).read_text("utf-8") if ca else None
+    except OSError as error:
+        raise WrongUsage(f"--database-url, sslrootcert {ca}: {error.strerror}") from None
     server = Server(url.host, url.port or 5432, url.database, mode, authority)
     return server, Identity(url.username, str(url.password or ""))

@@ -25,6 +25,7 @@ from polaris.settings import ServiceSettings
 from polaris_service.answer.extractive import Extractive
 from polaris_service.answer.prompt import Prompt
 from polaris_service.said import code, codes, media_type, summary
+from polaris_service.trust import transport
 
 TRUNCATED = "answer-truncated"
 """In `degraded`: the generator ended at its limit of tokens."""
@@ -66,6 +67,7 @@ def of(settings: ServiceSettings) -> Generator:
             settings.generator_model,
             Path(settings.generator_key_file) if settings.generator_key_file else None,
             settings.generator_timeout_seconds,
+            Path(settings.generator_ca_file) if settings.generator_ca_file else None,
         )
     )
 
@@ -81,6 +83,8 @@ class Remote:
     """Read at each use, so that a new key needs no restart."""
     seconds: float = 60.0
     """Longest silence."""
+    ca_file: Path | None = None
+    """Authorities that are believed about its certificate; followed. None: the public ones."""
 
 
 class OpenAI:
@@ -250,6 +254,7 @@ def _client(remote: Remote) -> httpx.AsyncClient:
     return httpx.AsyncClient(
         timeout=httpx.Timeout(remote.seconds, connect=min(_CONNECT_SECONDS, remote.seconds)),
         headers={"Accept": "text/event-stream", "Accept-Encoding": "identity"},
+        transport=transport(remote.ca_file),
         follow_redirects=False,  # A redirect would carry the passages elsewhere.
     )
 
@@ -291,7 +296,9 @@ async def _events(
     except httpx.TimeoutException:
         raise GeneratorUnavailable("the generator did not answer in time") from None
     except httpx.HTTPError as error:
-        raise GeneratorUnavailable(f"the generator is not reachable: {type(error).__name__}") from None
+        # Of an answer that could not be read, the message may quote some of it.
+        why = str(error) if isinstance(error, httpx.ConnectError) and str(error) else type(error).__name__
+        raise GeneratorUnavailable(f"the generator is not reachable: {why}") from None
     except (httpx.InvalidURL, UnicodeError):
         raise GeneratorUnavailable("the generator's address or key cannot be used") from None
 

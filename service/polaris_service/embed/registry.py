@@ -63,6 +63,7 @@ def _default(settings: ServiceSettings | WorkerSettings, environment: Mapping[st
         DEFAULT,
         settings.embedder,
         settings.embedder_key_file,
+        settings.embedder_ca_file,
         settings.embedder_timeout_seconds,
         (),
         environment,
@@ -80,7 +81,13 @@ def _others(settings: ServiceSettings | WorkerSettings, environment: Mapping[str
             for place, model in enumerate(given.models)
         ]
         yield _provider(
-            given.name, given.url, given.key_file, settings.embedder_timeout_seconds, declared, environment
+            given.name,
+            given.url,
+            given.key_file,
+            given.ca_file,
+            settings.embedder_timeout_seconds,
+            declared,
+            environment,
         )
 
 
@@ -88,6 +95,7 @@ def _provider(  # noqa: PLR0913, PLR0917  what an entry of the settings says
     name: str,
     url: str,
     key_file: str,
+    ca_file: str,
     timeout: float,
     declared: Iterable[DeclaredModel],
     environment: Mapping[str, str],
@@ -100,6 +108,7 @@ def _provider(  # noqa: PLR0913, PLR0917  what an entry of the settings says
         url,
         name=name,
         key_file=Path(key_file) if key_file else None,
+        ca_file=Path(ca_file) if ca_file else None,
         timeout_seconds=timeout,
         declared=tuple(declared),
     )

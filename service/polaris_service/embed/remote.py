@@ -35,6 +35,7 @@ from polaris_service.embed.provider import (
     check_vectors,
 )
 from polaris_service.said import media_type, summary
+from polaris_service.trust import transport
 
 BATCH_TEXTS = 32
 BATCH_CHARACTERS = 50_000
@@ -61,12 +62,13 @@ class DeclaredModel:
 class RemoteProvider:
     """A server that embeds. Opens connections when first used; belongs to one event loop."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  what an entry of the settings says
         self,
         url: str,
         *,
         name: str = "default",
         key_file: Path | None = None,
+        ca_file: Path | None = None,
         timeout_seconds: float = 30,
         declared: Sequence[DeclaredModel] = (),
     ) -> None:
@@ -74,6 +76,7 @@ class RemoteProvider:
         self.name = name
         self._root = url.rstrip("/").removesuffix("/v1")
         self._key_file = key_file
+        self._ca_file = ca_file
         self._timeout = timeout_seconds
         self._declared = {model.model: model for model in declared}
         self._dimensions: dict[str, int] = {}
@@ -218,7 +221,9 @@ class RemoteProvider:
     def _opened(self) -> httpx.AsyncClient:
         if self._client is None:
             # No proxy of the environment and no redirect: documents go to the address of the settings.
-            self._client = httpx.AsyncClient(timeout=self._timeout, trust_env=False)
+            self._client = httpx.AsyncClient(
+                timeout=self._timeout, trust_env=False, transport=transport(self._ca_file)
+            )
         return self._client
 
     def _authorization(self) -> dict[str, str]:

@@ -22,6 +22,7 @@ from polaris.errors import EmbedderUnavailable, InvalidInput, NotFound, PolarisE
 from polaris.telemetry import logger
 from polaris_service import problems
 from polaris_service.bodies import read_json
+from polaris_service.certificate import Certificate
 from polaris_service.embed.provider import Kind, OfferedModel, Provider, Vectors
 from polaris_service.metrics import CONTENT_TYPE, HttpMetrics
 from polaris_service.problems import Kind as ProblemKind
@@ -36,10 +37,13 @@ _log = logger(__name__)
 
 
 def create_app(
-    provider: Provider, metrics: HttpMetrics | None = None, max_body_bytes: int = MAX_BODY_BYTES
+    provider: Provider,
+    metrics: HttpMetrics | None = None,
+    max_body_bytes: int = MAX_BODY_BYTES,
+    certificate: Certificate | None = None,
 ) -> FastAPI:
     """Return the application. It warms the provider up when it starts, and closes it when it stops."""
-    server = _Server(provider, metrics or HttpMetrics(), max_body_bytes)
+    server = _Server(provider, metrics or HttpMetrics(), max_body_bytes, certificate)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -68,10 +72,17 @@ def create_app(
 class _Server:
     """The routes' common ground."""
 
-    def __init__(self, provider: Provider, metrics: HttpMetrics, max_body_bytes: int) -> None:
+    def __init__(
+        self,
+        provider: Provider,
+        metrics: HttpMetrics,
+        max_body_bytes: int,
+        certificate: Certificate | None,
+    ) -> None:
         self._provider = provider
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
+        self._certificate = certificate
         self._not_ready: str | None = "the model is being loaded"
         labels = ("model",)
         registry = metrics.registry
@@ -173,7 +184,8 @@ class _Server:
         if self._not_ready:
             retry = {"Retry-After": "1"}
             return problem_response(503, "not-ready", "Not ready", self._not_ready, headers=retry)
-        return Response("ok\n", media_type="text/plain")
+        note = self._certificate.problem if self._certificate else None
+        return Response(f"{note or 'ok'}\n", media_type="text/plain")
 
     async def exposition(self) -> Response:
         return Response(self._metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})

@@ -18,13 +18,14 @@ def router(parts: Parts) -> APIRouter:
 
     @routes.get("/readyz", summary="The process takes requests")
     async def readyz() -> Response:
-        """200 with the state of the database.
+        """200 with what is wrong: with the database, with the certificate that is served.
 
         It stays 200 while the database is away: a service that is taken out of its Service could tell
         nobody why (503 with a reason), and would come back later than it could.
         """
-        problem = parts.database.problem
-        return Response(f"{problem or 'ok'}\n", media_type="text/plain")
+        note = parts.certificate.problem if parts.certificate else None
+        problems = [str(problem) for problem in (parts.database.problem, note) if problem]
+        return Response(f"{'; '.join(problems) or 'ok'}\n", media_type="text/plain")
 
     @routes.get("/metrics", summary="Metrics in Prometheus' format")
     async def metrics() -> Response:
