@@ -100,7 +100,7 @@ class Release:
 
     def kubectl(self, *arguments: str, input: str | None = None) -> str:  # noqa: A002
         """In its namespace."""
-        return self.node.kubectl(*arguments, "-n", NAMESPACE, input=input).stdout
+        return self.node.kubectl("-n", NAMESPACE, *arguments, input=input).stdout
 
     def story(self) -> str:
         """What is to be known of a failure."""
