@@ -307,6 +307,13 @@ def test_who_shows_no_token_for_polaris_is_told_how_to_get_one(release: Release,
     assert "polaris" in refused.body["detail"]
 
 
+def test_who_is_not_in_its_pod_is_not_postgresql_s_superuser(release: Release) -> None:
+    dsn = "host=polaris-demo user=postgres password=guessed dbname=postgres"
+    connect = f"import psycopg2; psycopg2.connect('{dsn}')"
+    with pytest.raises(ToolError, match=r"pg_hba\.conf rejects connection"):
+        release.kubectl("exec", "writer", "--", "/opt/polaris/bin/python", "-c", connect)
+
+
 def test_when_postgresql_is_killed_the_service_says_so_and_comes_back(
     release: Release, report: Callable[[str], None]
 ) -> None:
