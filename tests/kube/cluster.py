@@ -33,8 +33,8 @@ ISSUER = "https://kubernetes.default.svc.cluster.local"
 _START_SECONDS = 120.0
 _POLL_SECONDS = 0.05
 
-# What namespaces, owners, service accounts, aggregated roles and Deployments need; not the nodes', the
-# storage's and the autoscalers', which have nothing to do here.
+# What namespaces, owners, quotas, service accounts, aggregated roles and Deployments need; not the nodes',
+# the storage's and the autoscalers', which have nothing to do here.
 _CONTROLLERS = (
     "clusterrole-aggregation-controller",
     "deployment-controller",
@@ -42,6 +42,7 @@ _CONTROLLERS = (
     "namespace-controller",
     "persistentvolumeclaim-protection-controller",  # or a claim's finalizer would hold its namespace
     "replicaset-controller",
+    "resourcequota-controller",
     "root-ca-certificate-publisher-controller",
     "serviceaccount-controller",
     "serviceaccount-token-controller",

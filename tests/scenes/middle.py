@@ -87,3 +87,23 @@ def thief(heard: list[bytes]) -> Iterator[int]:
 
     with _listening(serve) as mine:
         yield mine
+
+
+@contextmanager
+def address(leads_to: list[int]) -> Iterator[int]:
+    """Yield a port that leads to the port that stands in a list: a Service whose endpoint moves."""
+
+    def serve(client: socket.socket) -> None:
+        with closing(client):
+            try:
+                server = socket.create_connection(("127.0.0.1", leads_to[0]))
+            except OSError:
+                return
+            with closing(server):
+                forth = threading.Thread(target=_copy, args=(client, server), daemon=True)
+                forth.start()
+                _copy(server, client)
+                forth.join()
+
+    with _listening(serve) as mine:
+        yield mine
