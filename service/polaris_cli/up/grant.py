@@ -152,7 +152,7 @@ class VaultAdministrator:
         )
 
     def _write_policy(self) -> None:
-        policy = {"policy": bootstrap.vault_policy(MOUNT)}
+        policy = {"policy": bootstrap.vault_policy(MOUNT, CONNECTION)}
         self._ask("PUT", f"sys/policies/acl/{bootstrap.VAULT_POLICY}", policy)
 
     def secret_id(self, role_id: str, present: str | None) -> str:
