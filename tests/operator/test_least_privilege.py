@@ -12,7 +12,7 @@ from typing import Any
 
 import psycopg2
 import pytest
-from hvac.exceptions import Forbidden
+from hvac.exceptions import Forbidden, VaultError
 from psycopg2 import errors
 
 from operator_index.place import index_manifest
@@ -109,11 +109,11 @@ class Setting:
     def _try(self, work: Any) -> None:
         try:
             work()
-        except (psycopg2.Error, PolarisError, vault.hvac.exceptions.VaultError) as error:
+        except (psycopg2.Error, PolarisError, VaultError) as error:
             self.said.append(" ".join(str(error).split()))
 
     def close(self) -> None:
-        with suppress(vault.hvac.exceptions.VaultError):
+        with suppress(VaultError):
             self.administrator.client.write_data(f"sys/leases/revoke-force/{self.mount}")
         self.administrator.client.delete(f"sys/mounts/{self.mount}")
 
