@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help up down test test-node check format crds docs lock bench soak kube images
+.PHONY: help up down test test-node check format crds docs lock bench soak kube images sbom
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | sort | awk -F'\t' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -64,6 +64,9 @@ test-node: $(VENV)/.dev ## what needs pods that run: on a node of its own (root)
 images: $(VENV)/.dev ## build the images by buildah, without a registry (root), and show their sizes
 	@$(BIN)/python tests/node/images.py
 
+sbom: $(VENV)/.dev ## what is in the images and under which licences, as CycloneDX
+	@$(BIN)/python tests/node/bom.py
+
 soak: $(VENV)/.dev kube ## the long form of the tests of faults and of random cases: about an hour
 	@POLARIS_SOAK=1 $(BIN)/python -m pytest -m soak --timeout 3600 $(ARGS)
 
@@ -77,4 +80,5 @@ lock: $(UV) ## pin all dependencies anew, with hashes (UPGRADE=1: to the newest)
 	$$compile pyproject.toml --extra local --group dev -c requirements-build.txt -o requirements-dev.txt && \
 	$$compile pyproject.toml --extra local -c requirements-dev.txt -o requirements-local.txt && \
 	$$compile pyproject.toml --extra operator --extra service -c requirements-dev.txt -o requirements.txt && \
-	$$compile pyproject.toml --extra embedder -c requirements-dev.txt -o requirements-embedder.txt
+	$$compile pyproject.toml --extra embedder -c requirements-dev.txt -o requirements-embedder.txt && \
+	$$compile pyproject.toml --extra demo -c requirements-dev.txt -o requirements-demo.txt
