@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help up down test test-node check format crds docs lock bench soak kube images
+.PHONY: help up down test test-node check format crds docs lock bench soak kube images sbom
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | sort | awk -F'\t' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -63,6 +63,9 @@ test-node: $(VENV)/.dev ## what needs pods that run: on a node of its own (root)
 
 images: $(VENV)/.dev ## build the images by buildah, without a registry (root), and show their sizes
 	@$(BIN)/python tests/node/images.py
+
+sbom: $(VENV)/.dev ## what is in the images and under which licences, as CycloneDX
+	@$(BIN)/python tests/node/bom.py
 
 soak: $(VENV)/.dev kube ## the long form of the tests of faults and of random cases: about an hour
 	@POLARIS_SOAK=1 $(BIN)/python -m pytest -m soak --timeout 3600 $(ARGS)

@@ -28,3 +28,12 @@ def judge(cluster: Cluster) -> Iterator[Cluster]:
     yield cluster
     cluster.kubectl("delete", "-f", HERE / "others.yaml", "--wait=false")
     cluster.kubectl("delete", "namespace", NAMESPACE, "--wait=false")
+
+
+@pytest.fixture(scope="package")
+def bare() -> Iterator[Cluster]:
+    """An API server to which nothing comes but by releases: those of the examples' namespaces."""
+    with Cluster() as running:
+        for namespace in ("rag", "team-a"):
+            running.kubectl("create", "namespace", namespace)
+        yield running

@@ -87,10 +87,14 @@ class Site:
         (secret / "username").write_text(ADMIN_LOGIN)
         (secret / "password").write_text(PASSWORD)
         port = any_free()
+        self.metrics_ports = {"operator": any_free(), "worker": any_free()}
         self.url = f"http://127.0.0.1:{port}"
         secrets = self.data / "secrets" / NAMESPACE
         self._environments = {
-            "operator": {"POLARIS_RESYNC_SECONDS": "1", "POLARIS_METRICS_PORT": "0"},
+            "operator": {
+                "POLARIS_RESYNC_SECONDS": "1",
+                "POLARIS_METRICS_PORT": str(self.metrics_ports["operator"]),
+            },
             "serve": {
                 "POLARIS_PORT": str(port),
                 "POLARIS_AUTH": "none",
@@ -99,7 +103,7 @@ class Site:
                 "POLARIS_QUERY_URL": self.url,
             },
             "worker": {
-                "POLARIS_METRICS_PORT": "0",
+                "POLARIS_METRICS_PORT": str(self.metrics_ports["worker"]),
                 "POLARIS_EMBEDDER": embedder_url,
                 "POLARIS_DATABASE_SECRET": str(secrets / "polaris-worker"),
                 "POLARIS_POLL_SECONDS": "1",
