@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help up down test test-node check format crds docs lock bench soak kube images sbom
+.PHONY: help up down test test-node check format crds docs lock audit bench soak kube images sbom
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | sort | awk -F'\t' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -52,8 +52,9 @@ format: $(VENV)/.dev ## format the code
 crds docs: $(VENV)/.dev ## write what is made from the code: CRDs, tables of the documentation
 	@$(BIN)/python -m polaris.generated
 
-kube: $(VENV)/.dev ## build the Kubernetes API server for tests, once, into the cache
+kube: $(VENV)/.dev ## build the Kubernetes API server and Prometheus for tests, once, into the cache
 	@$(BIN)/python tests/kube/build.py
+	@PYTHONPATH=tests $(BIN)/python -m observe.prometheus
 
 test: check kube ## everything that this machine can run
 	@$(BIN)/python -m pytest $(ARGS)
@@ -72,6 +73,10 @@ soak: $(VENV)/.dev kube ## the long form of the tests of faults and of random ca
 
 bench: $(VENV)/.dev kube ## measure against baselines of the same run; ratios
 	@PYTHONPATH=tests $(BIN)/python -P -m bench $(ARGS)
+
+audit: $(UV) ## look every pinned package up in the advisory database (network)
+	@$(UV) tool run --quiet --from 'pip-audit>=2.10,<3' pip-audit --strict --disable-pip --require-hashes --progress-spinner off \
+		-r requirements-dev.txt -r requirements-models.txt -r requirements-build.txt
 
 lock: $(UV) ## pin all dependencies anew, with hashes (UPGRADE=1: to the newest)
 	@compile="$(UV) pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --python-version 3.11 $(if $(UPGRADE),--upgrade)"; \

@@ -17,7 +17,7 @@ from polaris_service.answer import generators
 from polaris_service.answer.answerer import Answerer
 from polaris_service.answer.measured import MeasuredGenerator
 from polaris_service.certificate import Certificate
-from polaris_service.database import Database, Purpose
+from polaris_service.database import Database, Purpose, Standby
 from polaris_service.direct import Direct
 from polaris_service.documents.loading import Loading
 from polaris_service.documents.store import Store
@@ -49,9 +49,10 @@ Every error is a problem document (RFC 9457) with a `code` that stays the same.
 def build_parts(settings: ServiceSettings, embedders: Embedders | None = None) -> Parts:
     """Make the parts that the settings ask for, but for those that are given; nothing is opened yet."""
     metrics = Metrics()
+    standby = Standby(settings.read_host, settings.read_port) if settings.read_host else None
     database = Database(
         Path(settings.database_secret),
-        Purpose("query", settings.query_url or None),
+        Purpose("query", settings.query_url or None, standby),
         metrics,
         size=settings.pool_size,
         statement_seconds=settings.request_timeout_seconds,

@@ -143,6 +143,22 @@ class Site:
         for log in self.folder.glob("*.log"):
             print(f"--- {log.name}", *log.read_text("utf-8", "replace").splitlines()[-20:], sep="\n")
 
+    def add_reader(self, port: int) -> httpx.Client:
+        """Start another service, which reads from the standby at a port; return the way to it."""
+        mine = any_free()
+        self._environments["reader"] = {
+            **self._environments["serve"],
+            "POLARIS_PORT": str(mine),
+            "POLARIS_QUERY_URL": "",
+            "POLARIS_READ_HOST": "127.0.0.1",
+            "POLARIS_READ_PORT": str(port),
+        }
+        self._arguments["reader"] = ["serve"]
+        self.start("reader")
+        url = f"http://127.0.0.1:{mine}"
+        wait_for("the reader to answer", lambda: answers(f"{url}{self.path()}"))
+        return httpx.Client(base_url=url, timeout=30)
+
     # --- objects
 
     def put(self, manifest: Mapping[str, Any], *, wait: bool = True) -> None:
