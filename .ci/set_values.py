@@ -1,4 +1,4 @@
-"""Set values of a chart in place, with their comments kept: `set_values.py values.yaml image.digest=sha256:…`.
+"""Set values of a chart in place, with their comments: `set_values.py values.yaml image.digest=sha256:…`.
 
 Only plain values that stand on a line of their own below plain keys; anything else is an error.
 """

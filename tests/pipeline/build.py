@@ -1,4 +1,4 @@
-"""Builds actionlint, and kstatus as Flux computes it: once, into the cache, from the go.mod beside this file."""
+"""Builds what judges our workflows, our Compose file and our objects' health: once, from the go.mod here."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ TOOLS = build.Module(
     HERE,
     {
         "actionlint": "github.com/rhysd/actionlint/cmd/actionlint",
+        "compose": "polaris.dev/tests/pipeline/compose",
         "kstatus": "polaris.dev/tests/pipeline/kstatus",
     },
 )
@@ -40,6 +41,14 @@ def kstatus(objects: Sequence[dict[str, Any]]) -> list[str]:
     lines = "".join(f"{json.dumps(each)}\n" for each in objects)
     done = subprocess.run([program], input=lines, capture_output=True, text=True, check=True)
     return [line.partition("\t")[0] for line in done.stdout.splitlines()]
+
+
+def compose(file: Path) -> dict[str, Any]:
+    """What `docker compose config` makes of a Compose file, profiles included; ToolError where it is none."""
+    program = build.binaries(("compose",), module=TOOLS)["compose"]
+    # Only what the file says by itself: nothing of this machine's environment.
+    project: dict[str, Any] = json.loads(run([program, file], {"PATH": os.environ["PATH"]}).stdout)
+    return project
 
 
 def words_of_make() -> set[str]:

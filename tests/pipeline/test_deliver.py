@@ -80,7 +80,7 @@ def test_a_released_chart_names_its_images_by_digest(tmp_path: Path) -> None:
 
 
 def test_a_value_that_the_chart_has_not_is_no_value() -> None:
-    with pytest.raises(KeyError, match="image.digets"):
+    with pytest.raises(KeyError, match=r"image\.digets"):
         script("set_values").with_values("image:\n  digest: ''\n", {"image.digets": DIGEST})
 
 
