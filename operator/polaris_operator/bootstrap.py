@@ -197,12 +197,14 @@ REVOCATION_STATEMENTS: tuple[Sql, ...] = (
 )
 
 
-def vault_policy(mount: str = "database") -> str:
+def vault_policy(mount: str = "database", connection: str = "polaris") -> str:
     """Return the policy of whoever logs in to Vault for a PolarisDatabase.
 
     It may use and write roles named `polaris-*` of the one engine, but for the role of the operator
-    itself, which it may only use. Leases can be listed and revoked below the same names: after a
-    crash in the middle of issuing, that is how the lease that nobody wrote down is found.
+    itself, which it may only use. A role holds SQL that Vault runs, so those that are written lead to the
+    one connection only: an engine may have others, with other rights. Leases can be listed and revoked
+    below the same names: after a crash in the middle of issuing, that is how the lease that nobody wrote
+    down is found.
     """
     return f"""\
 path "{mount}/creds/polaris-*" {{
@@ -210,6 +212,13 @@ path "{mount}/creds/polaris-*" {{
 }}
 path "{mount}/roles/polaris-*" {{
   capabilities = ["create", "read", "update", "delete"]
+  allowed_parameters = {{
+    "db_name" = ["{connection}"]
+    "creation_statements" = []
+    "revocation_statements" = []
+    "default_ttl" = []
+    "max_ttl" = []
+  }}
 }}
 path "{mount}/roles/{VAULT_OPERATOR_ROLE}" {{
   capabilities = ["read"]
@@ -275,7 +284,7 @@ vault write {setup.mount}/roles/{VAULT_OPERATOR_ROLE} \\
 {revocation}
   default_ttl={LOGIN_SECONDS}s max_ttl={LOGIN_MAX_SECONDS}s
 vault policy write {VAULT_POLICY} - <<'POLICY'
-{vault_policy(setup.mount)}POLICY
+{vault_policy(setup.mount, setup.connection)}POLICY
 vault write auth/{setup.auth_mount}/role/{setup.auth_role} \\
   bound_service_account_names={setup.service_account} \\
   bound_service_account_namespaces='{setup.namespace}' \\

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 import socket
 import ssl
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
+from types import FrameType
 from typing import Any, TypeAlias
 
 import uvicorn
@@ -13,8 +17,13 @@ import uvicorn
 from polaris.telemetry import logger
 from polaris_service.certificate import Certificate
 
-# Below the 60 s that a pod is given to end.
-_GRACE_SECONDS = 25
+# Together, and with the sleep before them, below the 30 or 60 s that a pod is given to end.
+_GRACE_SECONDS = 20
+# How long a connection is kept that nobody uses: longer than the clients and proxies that we know keep theirs
+# (5 to 90 s). Who closes first is never surprised by a request on its way.
+_KEEP_ALIVE_SECONDS = 120
+# How long clients have to hear, with an answer, that this process ends.
+_FAREWELL_SECONDS = 3.0
 
 Application: TypeAlias = Callable[..., Awaitable[Any]]
 
@@ -64,7 +73,33 @@ def serve(
             server_header=False,
             # Who stands before us speaks for nobody: no address of a caller is used or logged.
             proxy_headers=False,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=grace_seconds,
             ssl_context_factory=None if tls is None else _made(tls),
         )
-        uvicorn.Server(config).run(sockets=[bound])
+        _Server(config).run(sockets=[bound])
+
+
+class _Server(uvicorn.Server):
+    """Told to end by SIGTERM, it says so in each answer, and closes what is then still open after a while.
+
+    To close idle connections at once would lose the requests that are on their way on them just then: a
+    client can't know whether they were begun. With `Connection: close` it turns to another process by itself.
+    """
+
+    _farewell = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Take note of what told us; SIGINT comes from a person, who need not wait."""
+        self._farewell = sig == signal.SIGTERM
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Say farewell, then end as any server: requests in flight are finished."""
+        state = self.server_state
+        state.default_headers = [*state.default_headers, (b"connection", b"close")]
+        until = time.monotonic() + _FAREWELL_SECONDS
+        # The set is uvicorn's, and tells nobody when it changes.
+        while self._farewell and state.connections and time.monotonic() < until:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        await super().shutdown(sockets)

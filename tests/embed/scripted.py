@@ -32,11 +32,13 @@ class Scripted:
     reply: Reply
     asked: list[Asked] = field(default_factory=list)
     url: str = ""
+    port: int = 0
+    """0: any free one."""
     _open: set[asyncio.Task[Any]] = field(default_factory=set)
 
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator[Scripted]:
-        server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        server = await asyncio.start_server(self._connected, "127.0.0.1", self.port)
         self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         try:
             yield self

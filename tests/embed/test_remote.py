@@ -308,6 +308,28 @@ async def test_nobody_there_is_unavailable() -> None:
     await client.close()
 
 
+async def test_who_is_away_for_a_moment_is_waited_for() -> None:
+    port = free_port()
+    client = RemoteProvider(f"http://127.0.0.1:{port}", declared=[DeclaredModel("m", "7", 3, 64)])
+    asking = asyncio.create_task(ask(client))
+    await asyncio.sleep(0.2)  # it has been refused by then, or will be answered at once
+    async with Scripted(lambda _: ok(embeddings(*ROWS)), port=port).serving():
+        np.testing.assert_allclose(await asking, ROWS, rtol=1e-6)
+        await client.close()
+
+
+async def test_who_stays_away_is_not_waited_for_again_until_it_has_answered() -> None:
+    port = free_port()
+    client = RemoteProvider(f"http://127.0.0.1:{port}", declared=[DeclaredModel("m", "7", 3, 64)])
+    with pytest.raises(EmbedderUnavailable, match="does not answer"):
+        await ask(client)
+    assert not client._bridges()
+    async with Scripted(lambda _: ok(embeddings(*ROWS)), port=port).serving():
+        await ask(client)
+    assert client._bridges()
+    await client.close()
+
+
 async def test_an_address_that_is_none_is_refused() -> None:
     client = RemoteProvider("http://[::1")
     with pytest.raises(EmbedderRefused, match="no valid address"):

@@ -3,7 +3,8 @@
 The Dockerfile is built by Debian's buildah, on a base that debootstrap makes and that carries the name which
 the Dockerfile says: no registry is asked. Everything is kept in the cache, by what it is made from.
 
-`python tests/node/images.py` builds what is missing, and says how large it is.
+`python tests/node/images.py` builds what is missing, and says how large it is; with `--tools` the tests' own
+program too, as a cluster needs it that is given to them.
 """
 
 from __future__ import annotations
@@ -28,11 +29,14 @@ if __name__ == "__main__":  # run by its path: the packages of the tests are one
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from kube import build
+from node import build as programs
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = "docker.io/library/debian:trixie-slim"
 TARGETS = {"polaris": "polaris", "embedder": "polaris-embedder"}
 TAG = "test"
+TOOLS = "test.polaris.dev/tools:1"
+"""One program, `tools/main.go`: an HTTP server, and clients for HTTP and DNS."""
 _KEPT = 2
 
 # What Docker's slim images leave out too, now and when a package is installed later.
@@ -270,6 +274,14 @@ def by_hand(name: str, files: Mapping[str, Path], entrypoint: Sequence[str], tar
     return Image(name, target)
 
 
+def of_tools(tell: build.Say = build.say) -> Image:
+    """The image of the tests' own program, written into the cache. Raises BuildError."""
+    target = build.cache_folder() / "images" / "tools.tar"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    program = programs.binaries(tell)["tools"]
+    return by_hand(TOOLS, {"/bin/tools": program}, ["/bin/tools"], target)
+
+
 def _tar(files: Mapping[str, tuple[bytes, int]]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
@@ -280,15 +292,52 @@ def _tar(files: Mapping[str, tuple[bytes, int]]) -> bytes:
     return buffer.getvalue()
 
 
-def main() -> int:
-    """Build the images of the Dockerfile; the exit code."""
+def files_of(image: Image, *suffixes: str) -> dict[str, bytes]:
+    """The files of an image whose paths end so, by their paths; of several layers' the highest's."""
+    found = {}
+    for _, layer in layers(image.archive):
+        with tarfile.open(fileobj=layer) as archive:
+            for entry in archive:
+                if entry.isfile() and entry.name.endswith(suffixes) and (file := archive.extractfile(entry)):
+                    found[entry.name] = file.read()
+    return found
+
+
+def changed(image: Image, name: str, files: Mapping[str, bytes], target: Path) -> Image:
+    """Write an image that has these files (without the first slash) upon the layers of another one."""
+    layer = _tar({path: (content, 0o644) for path, content in files.items()})
+    with tarfile.open(image.archive) as whole, tarfile.open(target, "w") as new:
+        (manifest,) = part_of(whole, "manifest.json")
+        config = part_of(whole, manifest["Config"])
+        config["rootfs"]["diff_ids"].append(f"sha256:{hashlib.sha256(layer).hexdigest()}")
+        config.get("history", []).append({"created_by": "the tests"})
+        replaced = {manifest["Config"], "manifest.json", "repositories"}
+        for entry in whole:
+            if entry.name not in replaced:
+                new.addfile(entry, whole.extractfile(entry) if entry.isfile() else None)
+        manifest |= {"RepoTags": [name], "Layers": [*manifest["Layers"], "changed.tar"]}
+        texts = {manifest["Config"]: config, "manifest.json": [manifest]}
+        for path, content in {
+            "changed.tar": layer,
+            **{path: json.dumps(value).encode() for path, value in texts.items()},
+        }.items():
+            entry = tarfile.TarInfo(path)
+            entry.size = len(content)
+            new.addfile(entry, io.BytesIO(content))
+    return Image(name, target)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Build the images of the Dockerfile, and with `--tools` the tests' own; the exit code."""
     if missing := [tool for tool in ("buildah", "debootstrap") if not shutil.which(tool)]:
         print(f"install {' and '.join(missing)} first", file=sys.stderr)
         return 1
     try:
-        for target in TARGETS:
-            image = of_polaris(target)
+        for image in map(of_polaris, TARGETS):
             build.say(f"{image}, {image.archive}")
+        if "--tools" in arguments:
+            image = of_tools()
+            build.say(f"image {image.name}, {image.archive}")
     except build.BuildError as error:
         print(error, file=sys.stderr)
         return 1
@@ -296,4 +345,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -26,14 +26,12 @@ from kube.cluster import Cluster
 from node import build, images, sandbox
 
 HERE = Path(__file__).resolve().parent
-SERVICE_NETWORK = "10.96.0.0/16"
 DNS_ADDRESS = "10.96.0.10"
 CNI_PLUGINS = Path("/usr/lib/cni")
 
 PAUSE = "test.polaris.dev/pause:1"
 COREDNS = "test.polaris.dev/coredns:1"
-TOOLS = "test.polaris.dev/tools:1"
-"""One program, `tools/main.go`: an HTTP server, and clients for HTTP and DNS."""
+TOOLS = images.TOOLS
 
 _SCRIPT = [sys.executable, "-I", "-S", str(HERE / "sandbox.py")]
 _READY_SECONDS = 120.0
@@ -248,7 +246,7 @@ SystemdCgroup = false
         return (
             "--authorization-mode=Node,RBAC",
             "--enable-admission-plugins=NodeRestriction",
-            f"--service-cluster-ip-range={SERVICE_NETWORK}",
+            f"--service-cluster-ip-range={sandbox.SERVICES}",
             "--kubelet-preferred-address-types=InternalIP",
         )
 

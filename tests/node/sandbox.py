@@ -42,6 +42,10 @@ _KERNEL_SETTINGS = {
 }
 
 
+SERVICES = "10.96.0.0/16"
+"""The addresses of all Services."""
+
+
 def address_of(number: int) -> str:
     """A node's own address, in its own network: no other part of the machine reaches it."""
     return f"10.240.0.{number}"
@@ -177,6 +181,8 @@ def _make_network(number: int, first_network: int | None) -> None:
     _run("ip", "link", "set", "node0", "up")
     if first_network is not None:
         _run("ip", "route", "add", pods_of(1), "via", address_of(1))
+    # What leaves for a Service is given a pod's address on the way; without any route it would not leave.
+    _run("ip", "route", "add", SERVICES, "dev", "node0")
     Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
     # Or what a Service's pod answers to a pod on the same bridge would not pass the rules of kube-proxy.
     Path("/proc/sys/net/bridge/bridge-nf-call-iptables").write_text("1")

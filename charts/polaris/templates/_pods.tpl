@@ -39,8 +39,9 @@ spec:
         - {name: {{ include "polaris.scheme" . }}, containerPort: {{ include "polaris.port" .part }}}
         {{- include "polaris.probes" . | nindent 8 }}
         {{- if has .part (list "service" "embedder") }}
-        # Endpoints are told before the process is, so that no new request arrives while it ends.
-        lifecycle: {preStop: {sleep: {seconds: 5}}}
+        # Endpoints are told before the process is, so that no new request arrives while it ends. A single embedder is
+        # asked until the pod that replaces it is ready: Services lead to pods that end where there is no other.
+        lifecycle: {preStop: {sleep: {seconds: {{ ternary 15 5 (eq .part "embedder") }}}}}
         {{- end }}
       volumes:
       {{- include "polaris.volumes" . | nindent 6 }}

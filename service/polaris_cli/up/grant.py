@@ -139,7 +139,7 @@ class VaultAdministrator:
         self._ask(
             "PUT",
             f"sys/policies/acl/{bootstrap.VAULT_POLICY}",
-            {"policy": bootstrap.vault_policy(MOUNT)},
+            {"policy": bootstrap.vault_policy(MOUNT, CONNECTION)},
         )
         self._mount("sys/auth", "approle", "approle")
         role = {"token_policies": [bootstrap.VAULT_POLICY], "token_ttl": bootstrap.LOGIN_SECONDS}

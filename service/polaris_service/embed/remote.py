@@ -43,6 +43,9 @@ BATCH_CHARACTERS = 50_000
 _MAX_ANSWER_BYTES = 64 * 2**20
 _ESTIMATE_SECONDS = 300
 """How long a server is believed that said it counts no tokens."""
+_BRIDGED_SECONDS = 2.0
+"""How long refused connections are tried again: while a pod is replaced, a Service may lead nowhere."""
+_BRIDGED_PAUSE_SECONDS = 0.1
 _TRANSIENT = frozenset({408, 425, 429})
 _NOT_OFFERED = frozenset({400, 404, 405, 422, 501})
 _KEY = re.compile(r"[!-~]+")
@@ -82,6 +85,7 @@ class RemoteProvider:
         self._dimensions: dict[str, int] = {}
         self._estimate_until = 0.0
         self._one_by_one = False
+        self._refused_since: float | None = None
         self._client: httpx.AsyncClient | None = None
 
     async def models(self) -> list[OfferedModel]:
@@ -198,6 +202,30 @@ class RemoteProvider:
         self, method: str, path: str, body: Mapping[str, Any] | None
     ) -> tuple[int, httpx.Headers, bytes]:
         content = None if body is None else orjson.dumps(body)
+        while True:
+            try:
+                answer = await self._exchange_again(method, path, content)
+            except httpx.ConnectError:
+                if not self._bridges():
+                    raise
+                await asyncio.sleep(_BRIDGED_PAUSE_SECONDS)
+            else:
+                self._refused_since = None
+                return answer
+
+    def _bridges(self) -> bool:
+        """Return whether a refused connection is tried again: not where all were refused for a while.
+
+        Nothing was sent, so nothing is done twice; and an absence that lasts is told at once.
+        """
+        now = time.monotonic()
+        if self._refused_since is None:
+            self._refused_since = now
+        return now < self._refused_since + _BRIDGED_SECONDS
+
+    async def _exchange_again(
+        self, method: str, path: str, content: bytes | None
+    ) -> tuple[int, httpx.Headers, bytes]:
         try:
             return await self._send(method, path, content)
         except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
