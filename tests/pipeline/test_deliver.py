@@ -53,6 +53,12 @@ def test_packed_charts_have_the_version_of_the_program(tmp_path: Path) -> None:
         assert (shown["name"], shown["version"], shown["appVersion"]) == (chart, __version__, __version__)
 
 
+def test_charts_have_the_version_of_the_program_before_they_are_packed_too() -> None:
+    for chart in ("polaris", "polaris-crds"):
+        written = yaml.safe_load((ROOT / "charts" / chart / "Chart.yaml").read_text("utf-8"))
+        assert (written["version"], written["appVersion"]) == (__version__, __version__)
+
+
 def test_staging_installs_the_images_that_were_built(tmp_path: Path) -> None:
     deliver("package", DIST=str(tmp_path))
     values = [f"--values={ROOT / '.ci' / name}.yaml" for name in ("staging", "images")]
