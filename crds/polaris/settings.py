@@ -238,7 +238,7 @@ class EmbedderSettings(_Served):
 
 
 class ClientSettings(Settings):
-    """Settings of the commands that talk to a service: `polaris load`, `search` and `ask`."""
+    """Settings of the commands that talk to a service: `polaris load`, `search`, `ask` and `smoke`."""
 
     server: str = "http://127.0.0.1:8080"
     """Base address of the service."""

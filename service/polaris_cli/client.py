@@ -77,6 +77,22 @@ class Service:
         """Send JSON, and return the JSON of the answer."""
         return self._json("POST", path, json=body)
 
+    def text(self, path: str) -> str:
+        """Return the text at a path."""
+        with self._translated():
+            response = self._client.get(path)
+            self._answered = True
+            check(response)
+            return response.text.strip()
+
+    def put(self, path: str, body: Any) -> Any:
+        """Put JSON at a path, and return the JSON of the answer."""
+        return self._json("PUT", path, json=body)
+
+    def delete(self, path: str) -> Any:
+        """Delete what stands at a path, and return the JSON of the answer."""
+        return self._json("DELETE", path)
+
     def events(self, path: str, body: Any) -> Iterator[tuple[str, Any]]:
         """Send JSON, and yield the name and JSON of each Server-Sent Event as it comes."""
         name = ""

@@ -47,6 +47,8 @@ COMMANDS = (
     Command("embedder", "programs", "Serve the local embedding model over HTTP."),
     Command("migrate", "migrate", "Bring the catalog up to date, or take it back."),
     Command("bootstrap", "bootstrap", "Print what administrators grant once."),
+    Command("smoke", "smoke", "Check that an index answers, from a document to a citation."),
+    Command("demo", "demo", "Run a server of the chart's demo: for trying only."),
     Command("doctor", "doctor", "Say what is missing on this machine, and what to do."),
 )
 

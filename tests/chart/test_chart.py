@@ -51,6 +51,15 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         "--set=service.ingress.enabled=true",
         "--set=service.httpRoute.enabled=true",
     ),
+    "the demo": ("--set=demo.enabled=true",),
+    "the demo: namespaced, nothing kept, no index, two databases": (
+        "--set=demo.enabled=true",
+        "--set=demo.storage.emptyDir=true",
+        "--set=demo.index=",
+        "--set=demo.databases={one,two}",
+        "--set=rbac.scope=namespaced",
+        "--set=operator.installation=here",
+    ),
     "nothing runs": tuple(f"--set={part}.replicas=0" for part in ("service", "worker", "embedder")),
 }
 

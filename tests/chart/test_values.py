@@ -42,6 +42,7 @@ NEEDS: dict[str, dict[str, Any]] = {
     },
     "monitoring.podMonitor.tlsConfig": {"service.tls.secretName": "service-tls"},
     "rbac.scope": {"operator.installation": "here"},
+    "tests.index": {"demo.enabled": True},
     **{
         f"{part}.autoscaling.targetCPUUtilizationPercentage": {f"{part}.autoscaling.metrics": metrics}
         for part in ("service", "worker", "embedder")

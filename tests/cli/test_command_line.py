@@ -64,6 +64,8 @@ def test_without_a_command_the_help_is_shown_and_usage_was_wrong() -> None:
         (["migrate", "--down", "9999"], "there is no such revision"),
         (["migrate", "--database-url", "nonsense"], "--database-url: "),
         (["migrate", "--database-secret", "/nowhere"], "--database-secret /nowhere"),
+        (["demo", "openbao", "--data", "x"], "--service-account is NAMESPACE/NAME"),
+        (["smoke", "docs", "--token-file", "/nowhere"], "the token file /nowhere"),
         (["bootstrap", "--apply"], "--apply needs --database-url"),
     ],
 )

@@ -116,10 +116,25 @@ def test_answers_and_hits_are_shown_to_people(up: Up) -> None:
     assert "\x1b" not in answer.out + hits.out + explained.out
 
 
+def test_a_smoke_test_goes_from_a_document_to_its_citation_and_leaves_nothing(up: Up) -> None:
+    before = httpx.get(f"{up.address}/v1/indexes/default/handbook").json()["documents"]
+    done = up.polaris("smoke", "handbook", "-o", "json")
+    assert done.code == 0, done.err
+    said = json.loads(done.out)
+    assert "at dusk" in said["answer"]
+    assert stored(up, "handbook", said["document"]) is None
+    assert httpx.get(f"{up.address}/v1/indexes/default/handbook").json()["documents"] == before
+    asked_only = up.polaris("smoke", "handbook", "--read-only")
+    assert asked_only.out.startswith("default/handbook answers (")
+    ready = up.polaris("smoke")
+    assert ready.out.startswith(f"{up.address} answers: ok (")
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["search", "nothing", "x"], "nothing"),
+        (["smoke", "nothing"], "nothing"),
         (["ask", "handbook", "x", "--filter", '{"eq": ["colour", 1]}'], "colour"),
         (["load", "nothing", __file__], "nothing"),
         (["get", "nothing"], "there is no default/nothing in"),

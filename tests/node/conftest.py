@@ -115,6 +115,12 @@ def embedder_archive() -> images.Image:
 
 
 @pytest.fixture(scope="session")
+def demo_archive() -> images.Image:
+    """The image of PostgreSQL and OpenBao, as a file."""
+    return _built("demo")
+
+
+@pytest.fixture(scope="session")
 def polaris_image(node: Node | Given) -> images.Image:
     """The image of operator, service and worker, on the node."""
     return _loaded(node, "polaris")
@@ -124,3 +130,9 @@ def polaris_image(node: Node | Given) -> images.Image:
 def embedder_image(node: Node | Given) -> images.Image:
     """The image of the embedder, on the node."""
     return _loaded(node, "embedder")
+
+
+@pytest.fixture(scope="session")
+def demo_image(node: Node | Given) -> images.Image:
+    """The image of PostgreSQL and OpenBao, on the node."""
+    return _loaded(node, "demo")

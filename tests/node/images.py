@@ -33,7 +33,7 @@ from node import build as programs
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = "docker.io/library/debian:trixie-slim"
-TARGETS = {"polaris": "polaris", "embedder": "polaris-embedder"}
+TARGETS = {"polaris": "polaris", "embedder": "polaris-embedder", "demo": "polaris-demo"}
 TAG = "test"
 TOOLS = "test.polaris.dev/tools:1"
 """One program, `tools/main.go`: an HTTP server, and clients for HTTP and DNS."""

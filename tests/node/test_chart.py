@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from kube.tool import ToolError
 from node import images
+from node.kubelet import memory_of_parts
 from node.node import Given, Node
 
 pytestmark = pytest.mark.node
@@ -50,14 +49,6 @@ def release(node: Node | Given, polaris_image: images.Image, embedder_image: ima
     yield namespace
     node.helm("uninstall", "polaris", "-n", namespace, "--ignore-not-found")
     node.kubectl("delete", "namespace", namespace, "--wait=false")
-
-
-def eventually(true: Callable[[], bool]) -> None:
-    """Wait until that is true, for a minute and a half: the kubelet counts every 10 s or so."""
-    deadline = time.monotonic() + 90
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(1)
 
 
 def answer(node: Node | Given, namespace: str, service: str, path: str) -> str:
@@ -100,24 +91,7 @@ def test_what_pods_take_when_idle_is_within_the_goals(
     node: Node | Given, release: str, report: Callable[[str], None]
 ) -> None:
     """Operator ≤ 150 MiB, service ≤ 200 MiB, as the kubelet counts."""
-    pods = json.loads(node.kubectl("get", "pods", "-n", release, "-o", "json").stdout)["items"]
-    names = {
-        pod["metadata"]["name"]: pod["metadata"]["labels"]["app.kubernetes.io/component"] for pod in pods
-    }
-    taken: dict[str, int] = {}
-    settled = datetime.now(UTC) + timedelta(seconds=15)
-
-    def all_counted() -> bool:
-        for where in {pod["spec"]["nodeName"] for pod in pods}:
-            path = f"/api/v1/nodes/{where}/proxy/stats/summary?only_cpu_and_memory=true"
-            for pod in json.loads(node.kubectl("get", "--raw", path).stdout)["pods"]:
-                memory = pod.get("memory", {"time": "1970-01-01T00:00:00Z"})
-                if datetime.fromisoformat(memory["time"]) > settled:
-                    taken[pod["podRef"]["name"]] = memory["workingSetBytes"]
-        return names.keys() <= taken.keys()
-
-    eventually(all_counted)
-    mebibytes = {names[pod]: taken[pod] / (1 << 20) for pod in names}
+    mebibytes = memory_of_parts(node, release)
     report("idle, in MiB: " + ", ".join(f"{part} {size:.0f}" for part, size in sorted(mebibytes.items())))
     assert mebibytes["operator"] <= 150
     assert mebibytes["service"] <= 200

@@ -64,10 +64,13 @@ def bootstrap(
         return
     if not database_url:
         raise WrongUsage("--apply needs --database-url, the superuser's, or POLARIS_DATABASE_URL")
-    password = _apply(database_url, database, vault=vault)
+    dsn = _apply(database_url, database, vault=vault)
     if login_to is not None:
         _draw_login(database_url, login_to)
     if vault:
+        from polaris_cli.up import grant
+
+        password = grant.new_vault_password(dsn)
         commands = grants.vault_commands(setup).replace(grants.PASSWORD_PLACE, password)
         _print((grants.Part("As an administrator of Vault or OpenBao", commands),), output)
 
@@ -75,9 +78,10 @@ def bootstrap(
 def _apply(database_url: str, database: str, *, vault: bool) -> str:
     from polaris_cli.up import grant
 
-    password = grant.grant(grant.make_database(database_url, database), database, vault=vault)
+    dsn = grant.make_database(database_url, database)
+    grant.grant(dsn, database, vault=vault)
     show.say(f"granted in the database {database}")
-    return password
+    return dsn
 
 
 def _draw_login(database_url: str, folder: Path) -> None:

@@ -119,7 +119,8 @@ class Up:
 
     def _grant(self) -> None:
         dsn = grant.make_database(self._postgres.superuser_dsn, DATABASE)
-        password = grant.grant(dsn, DATABASE)
+        grant.grant(dsn, DATABASE)
+        password = grant.new_vault_password(dsn)
         secret = self._folder.secret(layout.LOGIN_SECRET)
         file = secret / layout.LOGIN_KEY
         with grant.VaultAdministrator(self._openbao.address, self._openbao.root_token) as administrator:

@@ -23,6 +23,7 @@ from polaris_operator import bootstrap
 MOUNT = "database"
 CONNECTION = "polaris"
 APP_ROLE = "polaris"
+API_SERVER = "https://kubernetes.default.svc"
 _TIMEOUT_SECONDS = 30.0
 
 
@@ -65,19 +66,23 @@ def make_database(dsn: str, database: str) -> str:
     return str(make_dsn(dsn, dbname=database))
 
 
-def grant(dsn: str, database: str, *, vault: bool = True) -> str:
-    """Grant all that POLARIS needs in this database; return the new password of Vault's own login.
+def grant(dsn: str, database: str, *, vault: bool = True) -> None:
+    """Grant all that POLARIS needs in this database."""
+    with closing(connect(dsn)) as connection:
+        run(connection, bootstrap.statements(database, vault=vault))
+
+
+def new_vault_password(dsn: str) -> str:
+    """Give Vault's own login, which is the whole server's, a new password, and return it.
 
     PostgreSQL gets a verifier: the password stands in no statement, so in no log.
     """
     password = secrets.token_urlsafe(24)
     with closing(connect(dsn)) as connection:
-        run(connection, bootstrap.statements(database, vault=vault))
-        if vault:
-            verifier = encrypt_password(password, bootstrap.VAULT_LOGIN, connection, "scram-sha-256")
-            change = "ALTER ROLE {role} PASSWORD {verifier}"
-            role = identifier(bootstrap.VAULT_LOGIN)
-            run(connection, [compose(change, role=role, verifier=literal(verifier))])
+        verifier = encrypt_password(password, bootstrap.VAULT_LOGIN, connection, "scram-sha-256")
+        change = "ALTER ROLE {role} PASSWORD {verifier}"
+        role = identifier(bootstrap.VAULT_LOGIN)
+        run(connection, [compose(change, role=role, verifier=literal(verifier))])
     return password
 
 
@@ -136,16 +141,36 @@ class VaultAdministrator:
 
     def allow_operator(self) -> str:
         """Let whoever has the role id and a secret id log in as the operator does; return the role id."""
-        self._ask(
-            "PUT",
-            f"sys/policies/acl/{bootstrap.VAULT_POLICY}",
-            {"policy": bootstrap.vault_policy(MOUNT, CONNECTION)},
-        )
+        self._write_policy()
         self._mount("sys/auth", "approle", "approle")
         role = {"token_policies": [bootstrap.VAULT_POLICY], "token_ttl": bootstrap.LOGIN_SECONDS}
         self._ask("PUT", f"auth/approle/role/{APP_ROLE}", role)
         answer = self._ask("GET", f"auth/approle/role/{APP_ROLE}/role-id")
         return str(answer["data"]["role_id"])
+
+    def allow_service_account(self, namespace: str, name: str) -> None:
+        """Let this ServiceAccount of the cluster that OpenBao runs in log in as the operator does.
+
+        OpenBao asks the API server about tokens as its pod's ServiceAccount, which needs the ClusterRole
+        `system:auth-delegator` for that.
+        """
+        self._write_policy()
+        self._mount("sys/auth", bootstrap.VaultSetup.auth_mount, "kubernetes")
+        self._ask("PUT", f"auth/{bootstrap.VaultSetup.auth_mount}/config", {"kubernetes_host": API_SERVER})
+        role = {
+            "bound_service_account_names": [name],
+            "bound_service_account_namespaces": [namespace],
+            "audience": bootstrap.VaultSetup.audience,
+            "token_policies": [bootstrap.VAULT_POLICY],
+            "token_ttl": bootstrap.LOGIN_SECONDS,
+        }
+        self._ask(
+            "PUT", f"auth/{bootstrap.VaultSetup.auth_mount}/role/{bootstrap.VaultSetup.auth_role}", role
+        )
+
+    def _write_policy(self) -> None:
+        policy = {"policy": bootstrap.vault_policy(MOUNT, CONNECTION)}
+        self._ask("PUT", f"sys/policies/acl/{bootstrap.VAULT_POLICY}", policy)
 
     def secret_id(self, role_id: str, present: str | None) -> str:
         """Return the secret id that is there while it is good, else a new one."""

@@ -42,7 +42,7 @@ def binary() -> Path:
 
 
 class LocalOpenBao:
-    """An OpenBao that keeps its data in `folder` and answers on 127.0.0.1 only, without TLS.
+    """An OpenBao that keeps its data in `folder` and answers without TLS, on 127.0.0.1 unless told otherwise.
 
     In `folder`, for its owner only: `data` (raft, of one member), `unseal.key`, `admin.json` (root
     token and recovery key), `port`. It may be killed at any moment: the next start unseals itself.
@@ -50,8 +50,16 @@ class LocalOpenBao:
 
     name = "openbao"
 
-    def __init__(self, folder: Path, *, ending: Ending = ENDING) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        ending: Ending = ENDING,
+        listen: ports.Listen = ports.LOCAL,
+    ) -> None:
+        """Start nothing yet. Where it listens beyond the loopback (in a container), its log is our output."""
         self.folder = folder.absolute()
+        self._listen = listen
         self._data = self.folder / "data"
         self._key = self.folder / "unseal.key"
         self._admin = self.folder / "admin.json"
@@ -68,6 +76,7 @@ class LocalOpenBao:
             environment={"PATH": os.defpath, "HOME": str(self.folder)},
             directory=self.folder,
             ending=ending,
+            log_to_stdout=not listen.is_local,
             unavailable=VaultUnavailable,
         )
 
@@ -139,9 +148,9 @@ class LocalOpenBao:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def _command(self) -> list[str]:
-        port = ports.remembered(self.folder / "port")
+        port = self._listen.chosen(self.folder / "port")
         cluster_port = ports.remembered(self.folder / "cluster.port")
-        configuration = _configuration(self.folder, port, cluster_port)
+        configuration = _configuration(self.folder, self._listen.host, port, cluster_port)
         write_private(self.folder / "openbao.json", json.dumps(configuration, indent=2))
         return [str(binary()), "server", f"-config={self.folder / 'openbao.json'}"]
 
@@ -206,14 +215,14 @@ class LocalOpenBao:
             connection.close()
 
 
-def _configuration(folder: Path, port: int, cluster_port: int) -> dict[str, Any]:
+def _configuration(folder: Path, host: str, port: int, cluster_port: int) -> dict[str, Any]:
     """Return OpenBao's configuration; it has no `disable_mlock` any more, and never locks."""
     return {
         "storage": {
             # A member waits this many times a second before it votes, here for itself.
             "raft": {"path": str(folder / "data"), "node_id": "local", "performance_multiplier": 1}
         },
-        "listener": {"tcp": {"address": f"{ports.LOOPBACK}:{port}", "tls_disable": True}},
+        "listener": {"tcp": {"address": f"{host}:{port}", "tls_disable": True}},
         "seal": {"static": {"current_key_id": "local", "current_key": f"file://{folder / 'unseal.key'}"}},
         "api_addr": f"http://{ports.LOOPBACK}:{port}",
         "cluster_addr": f"https://{ports.LOOPBACK}:{cluster_port}",

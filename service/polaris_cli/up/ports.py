@@ -1,14 +1,39 @@
-"""Ports on the loopback that a part keeps from one start to the next."""
+"""Where a part listens: by default on the loopback, at a port that it keeps from one start to the next."""
 
 from __future__ import annotations
 
 import socket
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Listen:
+    """Where a server listens. In a container: on all addresses, at the port that everybody expects."""
+
+    host: str = LOOPBACK
+    port: int | None = None
+    """None: one that is free, and kept while it is."""
+
+    def chosen(self, file: Path) -> int:
+        """Return the port for a start now, which `file` names from then on."""
+        if self.port is None:
+            return remembered(file)
+        file.write_text(f"{self.port}\n")
+        return self.port
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine reaches it."""
+        return self.host == LOOPBACK
+
+
+LOCAL = Listen()
 
 
 def is_free(port: int) -> bool:

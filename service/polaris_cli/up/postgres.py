@@ -39,6 +39,12 @@ ENDING = Ending(
 )
 
 _BUILTIN_LOCALES_SINCE = 17
+# Everybody with a password, from everywhere; the superuser from the loopback only.
+_OPEN_HBA = f"""\
+host all all {ports.LOOPBACK}/32 scram-sha-256
+host all {SUPERUSER} all reject
+host all all all scram-sha-256
+"""
 _SHARED_MEMORY_NEEDED = 512 * 1024 * 1024
 # No PG* of ours may steer the server.
 _ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C.UTF-8", "TZ": "UTC"}
@@ -127,7 +133,7 @@ def embedded() -> Installation:
 
 
 class LocalPostgres:
-    """A PostgreSQL that keeps its data in `folder` and answers on 127.0.0.1 only.
+    """A PostgreSQL that keeps its data in `folder` and answers on 127.0.0.1 only, unless told otherwise.
 
     In `folder`: `data`, `postgres.log`, `port` (kept while it is free) and `superuser.password`
     (0600). It may be killed at any moment, and we too: the next start recovers.
@@ -144,14 +150,20 @@ class LocalPostgres:
         installation: Installation | None = None,
         fsync: bool = True,
         settings: Mapping[str, str] | None = None,
+        listen: ports.Listen = ports.LOCAL,
     ) -> None:
-        """Start nothing yet. `fsync=False`: a crash of the machine may cost the data (tests)."""
+        """Start nothing yet. `fsync=False`: a crash of the machine may cost the data (tests).
+
+        Where it listens beyond the loopback (in a container), its log is our output, and its superuser
+        is still let in from the loopback only.
+        """
         self.folder = folder.absolute()
         self.data = self.folder / "data"
         self._password_file = self.folder / "superuser.password"
         self.installation = installation or embedded()
         self._fsync = fsync
-        self._settings = {**_settings(fsync=fsync), **(settings or {})}
+        self._listen = listen
+        self._settings = {**_settings(fsync=fsync, host=listen.host), **(settings or {})}
         self._user = _server_user() if os.geteuid() == 0 else None
         self._process = Process(
             name=self.name,
@@ -164,6 +176,7 @@ class LocalPostgres:
             directory=Path("/"),
             user=self._user,
             ending=ENDING,
+            log_to_stdout=not listen.is_local,
             unavailable=DatabaseUnavailable,
         )
 
@@ -227,7 +240,7 @@ class LocalPostgres:
         self.folder.chmod(0o711 if self._user else 0o700)
 
     def _command(self) -> list[str]:
-        port = ports.remembered(self.folder / "port")
+        port = self._listen.chosen(self.folder / "port")
         return [str(self.installation.binaries / "postgres"), "-D", str(self.data), "-p", str(port)]
 
     def _prepare(self) -> None:
@@ -237,6 +250,10 @@ class LocalPostgres:
         _end_backends(self.data)
         # Nobody runs on this data now, whoever has the pid that the file names.
         (self.data / "postmaster.pid").unlink(missing_ok=True)
+        # Who mounts a volume with `fsGroup` opens all in it to the group, which PostgreSQL refuses.
+        self.data.chmod(0o700)
+        if not self._listen.is_local:
+            self._write(self.data / "pg_hba.conf", _OPEN_HBA)
         conf = "".join(f"{name} = '{value}'\n" for name, value in self._settings.items())
         self._write(self.data / "polaris.conf", conf)
 
@@ -303,10 +320,10 @@ class LocalPostgres:
             os.chown(path, self._user.pw_uid, self._user.pw_gid)
 
 
-def _settings(*, fsync: bool) -> dict[str, str]:
+def _settings(*, fsync: bool, host: str) -> dict[str, str]:
     """Return what a laptop needs: little memory when idle, quick builds, nothing lost."""
     return {
-        "listen_addresses": ports.LOOPBACK,
+        "listen_addresses": host,
         "unix_socket_directories": "",  # their paths may have no more than 107 bytes
         "max_connections": "200",
         "shared_buffers": "128MB",

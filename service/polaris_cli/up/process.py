@@ -102,6 +102,8 @@ class Process:
     user: pwd.struct_passwd | None = None
     """Another user than our own to run as; only root may say so."""
     ending: Ending = field(default_factory=Ending)
+    log_to_stdout: bool = False
+    """Into our own output, which in a container is the log; else into `log_file`."""
     start_seconds: float = 60.0
     unavailable: type[Unavailable] = Unavailable
     """What is raised when it does not come up."""
@@ -153,10 +155,8 @@ class Process:
         try:
             self._end_leftover()
             self.prepare()
-            self._rotate_log()
-            log = os.open(self.log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            log = self._open_log()
             try:
-                self._log_start = os.fstat(log).st_size
                 self._child = self._popen(log)
             finally:
                 os.close(log)
@@ -189,6 +189,8 @@ class Process:
 
     def last_words(self) -> str:
         """Return what its log last complained about since it started, and where to read on."""
+        if self.log_to_stdout:
+            return "its log, above, says why"
         lines = _tail(self.log_file, self._log_start).splitlines()
         complaints = [line for line in lines if _COMPLAINT.search(line)]
         words = (complaints or lines or ["it said nothing"])[-1]
@@ -226,6 +228,14 @@ class Process:
             leftover = psutil.Process(int(pid))
             if abs(leftover.create_time() - float(created)) < 1:  # not another with the same pid
                 end_process(leftover, self.ending)
+
+    def _open_log(self) -> int:
+        if self.log_to_stdout:
+            return os.dup(1)
+        self._rotate_log()
+        log = os.open(self.log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        self._log_start = os.fstat(log).st_size
+        return log
 
     def _rotate_log(self) -> None:
         with suppress(FileNotFoundError):
