@@ -11,21 +11,13 @@ RUN apt-get update \
 WORKDIR /build
 COPY requirements-build.txt ./
 RUN python3 -m venv /opt/tools && /opt/tools/bin/pip install --no-cache-dir --require-hashes -r requirements-build.txt
-ENV UV_LINK_MODE=copy UV_NO_CACHE=1 UV_COMPILE_BYTECODE=1
-# What is never run stays behind: tests of other packages, debug symbols, and the generated classes of the Kubernetes
-# client (110 MB, loaded only by name; POLARIS speaks to the API server in plain JSON).
-RUN printf '%s\n' 'set -eu' 'cd /opt/polaris/lib/python3*/site-packages' \
-    'rm -rf kubernetes/aio' \
-    'find . -regex "./kubernetes/client/\(api\|models\)/.*" -type f ! -name "__init__.*" -delete' \
-    'find . -type d \( -name test -o -name tests \) -prune -exec rm -rf {} +' \
-    'find . -name "*.so" -exec strip --strip-debug {} +' \
-    'rm -f /opt/polaris/.lock' > /usr/local/bin/slim
+ENV UV_LINK_MODE=copy UV_NO_CACHE=1 UV_NO_INSTALLER_METADATA=1
+COPY Dockerfile.slim.py ./
 
 FROM build AS build-polaris
 COPY requirements.txt ./
 RUN python3 -m venv --without-pip /opt/polaris \
- && /opt/tools/bin/uv pip install --python /opt/polaris/bin/python --require-hashes -r requirements.txt \
- && sh /usr/local/bin/slim
+ && /opt/tools/bin/uv pip install --python /opt/polaris/bin/python --require-hashes -r requirements.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY crds crds
 COPY migrations migrations
@@ -33,20 +25,19 @@ COPY operator operator
 COPY service service
 RUN /opt/tools/bin/python -m hatchling build --target wheel --directory /build/dist \
  && /opt/tools/bin/uv pip install --python /opt/polaris/bin/python --no-deps dist/*.whl \
- && rm -f /opt/polaris/.lock
+ && python3 Dockerfile.slim.py /opt/polaris /image
 
 FROM build AS build-embedder
 COPY requirements-embedder.txt ./
 RUN python3 -m venv --without-pip /opt/polaris \
- && /opt/tools/bin/uv pip install --python /opt/polaris/bin/python --require-hashes -r requirements-embedder.txt \
- && sh /usr/local/bin/slim
+ && /opt/tools/bin/uv pip install --python /opt/polaris/bin/python --require-hashes -r requirements-embedder.txt
 COPY --from=build-polaris /build/dist /build/dist
 RUN /opt/tools/bin/uv pip install --python /opt/polaris/bin/python --no-deps dist/*.whl
 # The model is repacked once, here, so that a pod with a read-only file system starts in seconds; what only that
 # needed goes.
 RUN POLARIS_CACHE=/opt/polaris/cache /opt/polaris/bin/polaris embedder --prepare \
  && /opt/tools/bin/uv pip uninstall --python /opt/polaris/bin/python onnx ml_dtypes \
- && rm -f /opt/polaris/.lock
+ && python3 Dockerfile.slim.py /opt/polaris /image
 
 FROM build AS build-demo
 COPY requirements-demo.txt ./
@@ -63,16 +54,20 @@ RUN /opt/tools/bin/uv pip install --python /opt/polaris/bin/python --no-deps dis
  && rm -f /opt/polaris/.lock
 
 FROM ${BASE} AS runtime
+# Where it is set, nothing in the image tells when it was built.
+ARG SOURCE_DATE_EPOCH
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends python3 ca-certificates \
- && rm -rf /var/lib/apt/lists/* /var/cache/apt \
+ && find /usr/lib/python3* -name __pycache__ -prune -exec rm -rf {} + \
+ && rm -rf /usr/lib/python3*/test /usr/lib/python3*/pydoc_data /usr/lib/python3*/idlelib /usr/lib/python3*/turtle*.py \
+ && rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/* \
  && groupadd --gid 10001 polaris && useradd --uid 10001 --gid 10001 --no-create-home --shell /usr/sbin/nologin polaris
 ENV PATH=/opt/polaris/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 USER 10001:10001
 ENTRYPOINT ["polaris"]
 
 FROM runtime AS embedder
-COPY --from=build-embedder /opt/polaris /opt/polaris
+COPY --from=build-embedder /image /
 ENV POLARIS_CACHE=/opt/polaris/cache
 EXPOSE 8081
 CMD ["embedder"]
@@ -83,6 +78,6 @@ EXPOSE 5432 8200
 CMD ["demo", "--help"]
 
 FROM runtime AS polaris
-COPY --from=build-polaris /opt/polaris /opt/polaris
+COPY --from=build-polaris /image /
 EXPOSE 8080 9090 9091
 CMD ["--help"]

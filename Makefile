@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help up down test test-node check format crds docs lock bench soak kube images
+.PHONY: help up down test test-node check format crds docs lock bench soak kube images sbom
 .PHONY: package kind staging migrate smoke rollback release pin-actions
 
 help: ## this list
@@ -64,6 +64,9 @@ test-node: $(VENV)/.dev ## what needs pods that run: on a node of its own (root)
 
 images: $(VENV)/.dev ## build the images by buildah, without a registry (root), and show their sizes
 	@$(BIN)/python tests/node/images.py
+
+sbom: $(VENV)/.dev ## what is in the images and under which licences, as CycloneDX
+	@$(BIN)/python tests/node/bom.py
 
 # From images to a release; what each needs and by what variables it is told: docs/pipeline.md.
 package kind staging migrate smoke rollback release: $(VENV)/.dev

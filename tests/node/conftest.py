@@ -11,6 +11,7 @@ import pytest
 from kube.build import BuildError
 from node import build, images, machine
 from node.node import Given, Node
+from soak import SOAKING
 
 HERE = Path(__file__).parent
 GIVEN = os.environ.get(machine.GIVEN)
@@ -18,8 +19,17 @@ GIVEN = os.environ.get(machine.GIVEN)
 _REPORTED: list[str] = []
 
 # Those need a cluster of our own: they drain nodes, change its images, or look at what it leaves behind.
-_OWN = ["test_disruption.py", "test_given.py", "test_images.py", "test_own_node.py", "test_two_nodes.py"]
+_OWN = [
+    "test_bom.py",
+    "test_disruption.py",
+    "test_given.py",
+    "test_images.py",
+    "test_own_node.py",
+    "test_two_nodes.py",
+]
 collect_ignore = _OWN if GIVEN else []
+if not SOAKING or GIVEN or machine.why_not():
+    collect_ignore = [*collect_ignore, "test_reproducible.py"]
 # What needs none of POLARIS's images.
 _WITHOUT_IMAGES = {"test_given.py", "test_node.py", "test_own_node.py", "test_two_nodes.py"}
 

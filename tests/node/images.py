@@ -104,6 +104,20 @@ def of_polaris(target: str, tell: build.Say = build.say) -> Image:
     return Image(name, archive, **json.loads(archive.with_suffix(".json").read_text()))
 
 
+def from_nothing(target: str, folder: Path, tell: build.Say = build.say) -> Path:
+    """The archive of that target, built in that folder with nothing kept from before but the base image."""
+    base = _base(build.cache_folder() / "images", folder, tell)
+    (folder / base.name).symlink_to(base)
+    archive = folder / f"{TARGETS[target]}.tar"
+    _build(target, name_of(target), archive, tell)
+    return archive
+
+
+def digests(archive: Path) -> list[str]:
+    """The SHA-256 of each layer, the lowest first."""
+    return [hashlib.file_digest(layer, "sha256").hexdigest() for _, layer in layers(archive)]  # type: ignore[arg-type]
+
+
 def name_of(target: str) -> str:
     """The name by which pods know the image of that target."""
     return f"docker.io/library/{TARGETS[target]}:{TAG}"
@@ -130,6 +144,8 @@ def _build(target: str, name: str, archive: Path, tell: build.Say) -> None:
             [
                 *buildah,
                 *("bud", "--quiet", "--isolation=chroot", "--pull-never", "--layers", "--format=docker"),
+                # The same sources make the same image, whenever.
+                *("--timestamp=0", "--build-arg=SOURCE_DATE_EPOCH=0"),
                 *_trust_of_this_machine(Path(temporary)),
                 *("--target", target, "--tag", name, str(ROOT)),
             ],
@@ -201,7 +217,7 @@ def _alone(command: Sequence[str], failure: str, environment: Mapping[str, str] 
 
 def _requirements() -> bytes:
     pinned = sorted(ROOT.glob("requirements*.txt"))
-    return b"\0".join(file.read_bytes() for file in [ROOT / "Dockerfile", *pinned])
+    return b"\0".join(file.read_bytes() for file in [*sorted(ROOT.glob("Dockerfile*")), *pinned])
 
 
 def _sources() -> list[bytes | str]:
