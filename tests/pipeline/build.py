@@ -19,10 +19,10 @@ WORKFLOWS = sorted(
     [*(ROOT / ".github/workflows").glob("*.yml"), *(ROOT / ".github/workflows").glob("*.yaml")]
 )
 
+ACTIONLINT = build.Module(HERE / "actionlint", {"actionlint": "github.com/rhysd/actionlint/cmd/actionlint"})
 TOOLS = build.Module(
     HERE,
     {
-        "actionlint": "github.com/rhysd/actionlint/cmd/actionlint",
         "compose": "polaris.dev/tests/pipeline/compose",
         "kstatus": "polaris.dev/tests/pipeline/kstatus",
     },
@@ -31,7 +31,7 @@ TOOLS = build.Module(
 
 def actionlint(files: Sequence[Path]) -> str:
     """What actionlint has against workflows, with shellcheck where it is installed; empty: nothing."""
-    program = build.binaries(("actionlint",), module=TOOLS)["actionlint"]
+    program = build.binaries(("actionlint",), module=ACTIONLINT)["actionlint"]
     return run([program, "-no-color", "-oneline", *files], os.environ, check=False).stdout
 
 

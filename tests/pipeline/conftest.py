@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from kube import build
-from pipeline.build import TOOLS
+from pipeline.build import ACTIONLINT, TOOLS
 
 # Who asks what is built here.
 FOLDERS = {Path(__file__).parent.parent / name for name in ("compose", "gitops", "pipeline")}
@@ -17,4 +17,5 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         return
     capture = session.config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():
-        build.binaries(module=TOOLS)
+        for module in (ACTIONLINT, TOOLS):
+            build.binaries(module=module)
