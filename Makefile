@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help up down test test-node check format crds docs lock bench soak kube images sbom
+.PHONY: help up down test test-node check format crds docs lock audit bench soak kube images sbom
 .PHONY: package kind staging migrate smoke rollback release pin-actions
 
 help: ## this list
@@ -89,6 +89,10 @@ soak: $(VENV)/.dev kube ## the long form of the tests of faults and of random ca
 
 bench: $(VENV)/.dev kube ## measure against baselines of the same run; ratios
 	@PYTHONPATH=tests $(BIN)/python -P -m bench $(ARGS)
+
+audit: $(UV) ## look every pinned package up in the advisory database (network)
+	@$(UV) tool run --quiet --from 'pip-audit>=2.10,<3' pip-audit --strict --disable-pip --require-hashes --progress-spinner off \
+		-r requirements-dev.txt -r requirements-models.txt -r requirements-build.txt
 
 lock: $(UV) ## pin all dependencies anew, with hashes (UPGRADE=1: to the newest)
 	@compile="$(UV) pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --python-version 3.11 $(if $(UPGRADE),--upgrade)"; \

@@ -156,6 +156,11 @@ class ServiceSettings(_Embedders, _Served):
     """Port to listen on; 0: any free one."""
     query_url: str = ""
     """Where others reach this service, for `status.queryURL`; empty: not said."""
+    read_host: str = ""
+    """Host of a standby of PostgreSQL that everything is read from; no document is taken then. Empty: the
+    Secret's."""
+    read_port: Port = 0
+    """Port of that standby; 0: the Secret's."""
     auth: Literal["kubernetes", "tokens", "none"] = "kubernetes"
     """Who may ask: by the Kubernetes API, by a file of tokens, or everybody (loopback only)."""
     audiences: str = "polaris"

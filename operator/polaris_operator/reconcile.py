@@ -32,6 +32,7 @@ from polaris_operator.apply import apply
 from polaris_operator.conditions import shared
 from polaris_operator.databases import Databases
 from polaris_operator.doors import Doors
+from polaris_operator.measured import OBJECTS
 from polaris_operator.objects import Key, Objects, Resource, database_of
 from polaris_operator.steps import Blocked, IssueLogin, Plan, Step, WriteVaultRole
 
@@ -266,6 +267,7 @@ class Reconciler:
     # Objects that are gone, or on their way
 
     def _gone(self, key: Key) -> None:
+        OBJECTS.forget(key)
         if key.kind == "PolarisDatabase":
             self._databases.close(key)
             self._wake_indexes(key)
@@ -304,6 +306,7 @@ class Reconciler:
         self._interrupt(present, side, shared.blocked_by(error), now)
 
     def _write(self, resource: Resource, status: dict[str, Any]) -> Resource:
+        OBJECTS.report(resource.key, status)
         if status == resource.status:
             return resource
         before, after = (shared.condition(one, "Stalled") for one in (resource.status, status))

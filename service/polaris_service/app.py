@@ -15,11 +15,13 @@ from polaris.telemetry import configure_logging, configure_tracing, logger
 from polaris_service import problems
 from polaris_service.answer import generators
 from polaris_service.answer.answerer import Answerer
+from polaris_service.answer.measured import MeasuredGenerator
 from polaris_service.certificate import Certificate
-from polaris_service.database import Database, Purpose
+from polaris_service.database import Database, Purpose, Standby
 from polaris_service.direct import Direct
 from polaris_service.documents.loading import Loading
 from polaris_service.documents.store import Store
+from polaris_service.embed.measured import measured
 from polaris_service.embed.registry import Embedders
 from polaris_service.gate import Gate, Policy
 from polaris_service.gate.open import LoopbackOnly, OpenPolicy
@@ -47,15 +49,17 @@ Every error is a problem document (RFC 9457) with a `code` that stays the same.
 def build_parts(settings: ServiceSettings, embedders: Embedders | None = None) -> Parts:
     """Make the parts that the settings ask for, but for those that are given; nothing is opened yet."""
     metrics = Metrics()
+    standby = Standby(settings.read_host, settings.read_port) if settings.read_host else None
     database = Database(
         Path(settings.database_secret),
-        Purpose("query", settings.query_url or None),
+        Purpose("query", settings.query_url or None, standby),
         metrics,
         size=settings.pool_size,
         statement_seconds=settings.request_timeout_seconds,
     )
     catalog = Indexes(database)
-    embedders = embedders or Embedders.of(settings)
+    embedders = measured(embedders or Embedders.of(settings), metrics.registry)
+    generator = MeasuredGenerator(generators.of(settings), metrics.registry)
     searcher = Searcher(database, catalog, Questions(of_providers(embedders)), Limits.of(settings))
     return Parts(
         settings=settings,
@@ -67,7 +71,7 @@ def build_parts(settings: ServiceSettings, embedders: Embedders | None = None) -
         store=Store(database),
         loading=Loading(database, catalog),
         searcher=searcher,
-        answerer=Answerer(searcher, database, generators.of(settings), settings.generator_timeout_seconds),
+        answerer=Answerer(searcher, database, generator, settings.generator_timeout_seconds),
         certificate=Certificate.of(settings, metrics.registry),
     )
 

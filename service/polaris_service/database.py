@@ -9,6 +9,9 @@ Connections hold no session state, so PgBouncer in transaction mode may stand be
 with `max_prepared_statements`). LISTEN needs a session: it has a connection of its own, and whoever
 listens must look by itself now and then.
 
+With `Purpose.reads`, searches go to a standby. What needs the primary (to report, to LISTEN) has a connection
+there; while it is away, reading goes on.
+
 All failures leave as errors of `polaris.errors`; `str(error)` may be shown to a caller.
 """
 
@@ -235,11 +238,22 @@ class _Bound:
 
 
 @dataclass(frozen=True)
+class Standby:
+    """A server that follows the one of the login, and only reads."""
+
+    host: str
+    port: int
+    """0: the login's."""
+
+
+@dataclass(frozen=True)
 class Purpose:
     """Who uses the database, as it is reported to the operator."""
 
     kind: Literal["query", "worker"]
     query_url: str | None = None
+    reads: Standby | None = None
+    """Where its pool leads, if not to the login's server."""
 
 
 class Database:
@@ -286,7 +300,7 @@ class Database:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._bound:
             with contextlib.suppress(PolarisError, TimeoutError):
-                async with asyncio.timeout(2), self.connection("report") as connection:
+                async with asyncio.timeout(2), self._primary(self._bound.login) as connection:
                     await connection.execute("DELETE FROM polaris.consumers WHERE id = $1", self.consumer)
             bound, self._bound = self._bound, None
             self._drain(bound, seconds=5)
@@ -313,6 +327,11 @@ class Database:
     def vector_schema(self) -> str:
         """Schema of the extension `vector`; raises DatabaseUnavailable where there is no pool."""
         return self._present().vector_schema
+
+    @property
+    def lags(self) -> bool:
+        """Whether it is a standby that is read from: what was committed may not be there yet."""
+        return self._purpose.reads is not None
 
     @property
     def epoch(self) -> int | None:
@@ -476,9 +495,10 @@ class Database:
             raise _why(error) from error
 
     def _pool(self, login: Login) -> asyncpg.Pool:
+        reads = self._purpose.reads or Standby(login.host, login.port)
         return asyncpg.create_pool(
-            host=login.host,
-            port=login.port,
+            host=reads.host,
+            port=reads.port or login.port,
             user=login.username,
             password=login.password,
             database=login.dbname,
@@ -522,7 +542,7 @@ class Database:
                 _log.warning("not reported", why=str(error))
 
     async def _report_once(self, bound: _Bound) -> None:
-        async with self.connection("report") as connection:
+        async with self._primary(bound.login) as connection:
             await connection.execute(
                 _REPORT,
                 self.consumer,
@@ -543,6 +563,35 @@ class Database:
                 self._why_not, self._bound = error, None
                 self._metrics.database_up.set(0)
                 self._drain(bound, seconds=_DRAIN_SECONDS)
+
+    @contextlib.asynccontextmanager
+    async def _primary(self, login: Login) -> AsyncIterator[Connection]:
+        """Lend a connection that writes: one of its own where the pool leads to a standby."""
+        if self._purpose.reads is None:
+            async with self.connection("report") as pooled:
+                yield pooled
+            return
+        try:
+            connection = await self._connect(login, f"polaris-{self._purpose.kind}-report")
+            try:
+                yield connection
+            finally:
+                await _close(connection)
+        except _DRIVERS as error:
+            raise self._failed("report", error) from error
+
+    async def _connect(self, login: Login, name: str) -> asyncpg.Connection:
+        return await asyncpg.connect(
+            host=login.host,
+            port=login.port,
+            user=login.username,
+            password=login.password,
+            database=login.dbname,
+            ssl=login.tls(),
+            timeout=_CONNECT_SECONDS,
+            command_timeout=_CONNECT_SECONDS,
+            server_settings={"application_name": name},
+        )
 
     # --- listening ---
 
@@ -565,17 +614,7 @@ class Database:
 
     async def _listen_on(self, login: Login) -> None:
         """Listen until the connection breaks, the login changes or a channel is added."""
-        connection = await asyncpg.connect(
-            host=login.host,
-            port=login.port,
-            user=login.username,
-            password=login.password,
-            database=login.dbname,
-            ssl=login.tls(),
-            timeout=_CONNECT_SECONDS,
-            command_timeout=_CONNECT_SECONDS,
-            server_settings={"application_name": f"polaris-{self._purpose.kind}-listen"},
-        )
+        connection = await self._connect(login, f"polaris-{self._purpose.kind}-listen")
         try:
             for channel, listeners in tuple(self._channels.items()):
                 await connection.add_listener(channel, _spread(listeners))

@@ -15,6 +15,8 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+import polaris
+
 # Seconds. A search takes 1 to 50 ms, a streamed answer up to a minute.
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
@@ -26,6 +28,13 @@ def _registry() -> CollectorRegistry:
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     return registry
+
+
+def build_info(registry: CollectorRegistry) -> None:
+    """Say which POLARIS runs."""
+    Gauge("polaris_build_info", "1; which version runs.", ("version",), registry=registry).labels(
+        polaris.__version__
+    ).set(1)
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,8 @@ class HttpMetrics:
             "requests_in_flight",
             Gauge("polaris_http_requests_in_flight", "Requests that are being answered.", registry=registry),
         )
+
+        build_info(registry)
 
     def _put(self, name: str, metric: object) -> None:
         object.__setattr__(self, name, metric)

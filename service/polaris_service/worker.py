@@ -26,7 +26,8 @@ from polaris.names import CATALOG_CHANNEL, WORK_CHANNEL
 from polaris.settings import WorkerSettings
 from polaris.telemetry import configure_logging, configure_tracing, logger
 from polaris_service.database import SWEEP_SECONDS, Database, Purpose
-from polaris_service.documents.behind import Level, Outcome, WorkLimits
+from polaris_service.documents.behind import BACKLOG_DOCUMENTS, Level, Outcome, WorkLimits
+from polaris_service.embed.measured import measured
 from polaris_service.embed.provider import OfferedModel, Provider
 from polaris_service.embed.registry import Embedders
 from polaris_service.indexes import ServedIndex, all_generations
@@ -42,6 +43,8 @@ _GRACE_SECONDS = 25.0
 _REFRESH_SECONDS = 5.0
 REPORT_MODELS_SECONDS = 30.0
 _REPORT_AGAIN_SECONDS = 2.0
+# About as often as Prometheus asks. Only what is behind costs a statement.
+_MEASURE_SECONDS = 10.0
 _LONGEST_WAIT_SECONDS = 30.0
 # A look at an idle generation costs 0.3 ms: with many, looks are spread so that they stay below 5 %.
 _LOOK_SECONDS = 0.006
@@ -70,6 +73,8 @@ class WorkerMetrics:
     embedded: Counter
     failed: Counter
     behind: Gauge
+    documents: Gauge
+    age: Gauge
 
     @classmethod
     def of(cls, metrics: Metrics) -> WorkerMetrics:
@@ -88,7 +93,25 @@ class WorkerMetrics:
                 labels,
                 registry=registry,
             ),
+            Gauge(
+                "polaris_documents_behind",
+                f"Documents that wait to be made searchable; {BACKLOG_DOCUMENTS} stands for more too.",
+                labels,
+                registry=registry,
+            ),
+            Gauge(
+                "polaris_oldest_behind_seconds",
+                "Age of the oldest change that waits to be made searchable; 0 where none waits.",
+                labels,
+                registry=registry,
+            ),
         )
+
+    def forget(self, namespace: str, name: str) -> None:
+        """Say no more how far behind an index is that is gone."""
+        for gauge in (self.behind, self.documents, self.age):
+            with contextlib.suppress(KeyError):
+                gauge.remove(namespace, name)
 
 
 @dataclass
@@ -132,7 +155,8 @@ class Worker:
 
     async def start(self) -> None:
         """Begin."""
-        self._others = {asyncio.create_task(work) for work in (self._follow(), self._report_models())}
+        others = (self._follow(), self._report_models(), self._measure())
+        self._others = {asyncio.create_task(work) for work in others}
         self._lanes = {asyncio.create_task(self._lane()) for _ in range(LANES)}
 
     async def stop(self) -> None:
@@ -187,6 +211,8 @@ class Worker:
             if turn is None or turn.level.provider is not provider or _changed(turn.level.index, index):
                 turn = _Turn(Level(self._database, provider, index, self._limits))
             turns[key] = turn
+        for gone in _named(self._turns) - _named(turns):
+            self._metrics.forget(*gone)
         self._turns = turns
         self._wake.set()
 
@@ -279,6 +305,23 @@ class Worker:
         self._metrics.failed.labels(*labels).inc(outcome.failed)
         self._metrics.behind.labels(*labels).set(outcome.behind)
 
+    # --- how far behind ---
+
+    async def _measure(self) -> None:
+        """Measure what waits, every 10 s, whoever works at it."""
+        while True:
+            for turn in list(self._turns.values()):
+                with contextlib.suppress(PolarisError):  # The next look may find more.
+                    await self._measure_one(turn)
+            await asyncio.sleep(_MEASURE_SECONDS)
+
+    async def _measure_one(self, turn: _Turn) -> None:
+        index = turn.level.index
+        documents, seconds = await turn.level.backlog()
+        if (index.id, index.generation) in self._turns:  # It may have gone meanwhile.
+            self._metrics.documents.labels(index.namespace, index.name).set(documents)
+            self._metrics.age.labels(index.namespace, index.name).set(seconds)
+
     # --- what can be embedded here ---
 
     async def _report_models(self) -> None:
@@ -323,6 +366,10 @@ class Worker:
             )
 
 
+def _named(turns: dict[tuple[int, int], _Turn]) -> set[tuple[str, str]]:
+    return {(turn.level.index.namespace, turn.level.index.name) for turn in turns.values()}
+
+
 def _changed(before: ServedIndex, now: ServedIndex) -> bool:
     """Return whether what a worker goes by differs."""
     return (before.schema, before.embedding, before.chunking) != (now.schema, now.embedding, now.chunking)
@@ -343,7 +390,7 @@ def build_worker(
     database = Database(
         Path(settings.database_secret), Purpose("worker"), metrics, size=LANES + 3, statement_seconds=120.0
     )
-    embedders = embedders or Embedders.of(settings)
+    embedders = measured(embedders or Embedders.of(settings), metrics.registry)
     return database, embedders, Worker(database, embedders, settings, metrics)
 
 

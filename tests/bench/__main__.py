@@ -7,14 +7,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import cluster, fleet, ingest, local, machine, ready, search, up
+from bench import cluster, fleet, ingest, local, machine, ready, scale, search, up
 from bench.corpus import Corpus
 from bench.figures import Report
 from polaris.settings import OperatorSettings
 
 _LOCAL = ("ingest", "search")
+_SCALE = "scale"
 _CLUSTER = ("ready", "operator")
-_BENCHES = (*_LOCAL, *_CLUSTER, up.BENCH)
+_BENCHES = (*_LOCAL, _SCALE, *_CLUSTER, up.BENCH)
 
 
 def arguments(given: Sequence[str]) -> argparse.Namespace:
@@ -57,6 +58,11 @@ def run(asked: argparse.Namespace) -> Report:
     report = Report({**machine.about(), "settings": settings})
     if not set(_LOCAL).isdisjoint(asked.benches):
         _run_local(asked, report)
+    if _SCALE in asked.benches:
+        with local.running(asked.resync) as system:
+            rows, texts = min(asked.rows, scale.ROWS), min(asked.rows // 160, scale.TEXTS)
+            sizes = scale.Sizes(rows, min(asked.rounds, 3), min(asked.seconds, 5), texts)
+            scale.run(system, sizes, report)
     if not set(_CLUSTER).isdisjoint(asked.benches):
         _run_cluster(asked, report)
     if up.BENCH in asked.benches:

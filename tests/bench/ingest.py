@@ -106,7 +106,7 @@ def _baseline(local: Local, files: Files) -> Loaded:
         cursor.execute("SET max_parallel_maintenance_workers = %s", [spec.build.parallel_workers])
         begun = time.perf_counter()
         for kind, table in tables.items():
-            _copy(cursor, identifier(_BARE, table.name), COPY_COLUMNS[kind], files.copy[kind])
+            copy_in(cursor, identifier(_BARE, table.name), COPY_COLUMNS[kind], files.copy[kind])
         copied = time.perf_counter() - begun
         cursor.execute(index.create(_BARE))
         indexed = time.perf_counter() - begun
@@ -114,7 +114,8 @@ def _baseline(local: Local, files: Files) -> Loaded:
     return Loaded(copied, indexed)
 
 
-def _copy(cursor: Any, table: str, columns: Sequence[str], path: Path) -> None:
+def copy_in(cursor: Any, table: str, columns: Sequence[str], path: Path) -> None:
+    """Fill a table from a file of binary COPY."""
     listed = sql.SQL(", ").join(map(sql.Identifier, columns))
     statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(sql.SQL(table), listed)
     with path.open("rb") as file:
@@ -206,4 +207,4 @@ def _send(socket: Any, body: Any) -> None:
         return  # The service has answered already; the answer says why.
 
 
-__all__ = ["run"]
+__all__ = ["copy_in", "run"]

@@ -146,20 +146,22 @@ class Service:
 
     def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         """Return status and JSON of one request on a connection of its own."""
-        status, text = self._raw(method, path, body)
+        status, text = self.raw(method, path, None if body is None else json.dumps(body).encode())
         return status, json.loads(text or b"null")
 
     def serves(self, path: str) -> bool:
         """Whether a GET is answered with 200."""
         try:
-            return self._raw("GET", path, None)[0] == 200
+            return self.raw("GET", path, None)[0] == 200
         except (OSError, HTTPException):
             return False
 
-    def _raw(self, method: str, path: str, body: Any) -> tuple[int, bytes]:
+    def raw(
+        self, method: str, path: str, body: bytes | None, media_type: str = "application/json"
+    ) -> tuple[int, bytes]:
+        """Return status and body of one request on a connection of its own."""
         with closing(HTTPConnection(self.host, self.port, timeout=_STEP_SECONDS)) as connection:
-            text = None if body is None else json.dumps(body)
-            connection.request(method, path, text, {"Content-Type": "application/json"} if text else {})
+            connection.request(method, path, body, {"Content-Type": media_type} if body else {})
             answer = connection.getresponse()
             return answer.status, answer.read()
 
@@ -182,9 +184,9 @@ class Local:
         with closing(connect(self.database.dsn)) as connection, connection.cursor() as cursor:
             yield cursor
 
-    def make_index(self, name: str) -> str:
+    def make_index(self, name: str, **spec: Any) -> str:
         """Put an index's manifest there, and return its path in HTTP once the service serves it."""
-        manifest = index_manifest(name, NAMESPACE, deletionPolicy="Delete")
+        manifest = index_manifest(name, NAMESPACE, deletionPolicy="Delete", **spec)
         _write(self.manifests / f"{name}.yaml", yaml.safe_dump(manifest))
         path = f"/v1/indexes/{NAMESPACE}/{name}"
         wait_for(f"the index {name}", lambda: self.service.serves(path))

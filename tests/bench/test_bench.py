@@ -132,6 +132,17 @@ def test_search_and_ingest_are_measured_against_their_baselines(tmp_path: Path) 
     _shown_and_written(report, tmp_path)
 
 
+@pytest.mark.postgres
+def test_what_grows_with_what_is_measured() -> None:
+    sizes = ["--rows", "3200", "--rounds", "1", "--seconds", "0.5", "--resync", "1"]
+    report = program.run(program.arguments(["scale", *sizes]))
+    assert all(figure.low > 0 for figure in report.figures)
+    sizes_of = [figure.median for figure in report.figures if figure.unit == "bytes/chunk"]
+    # Two bytes a number of a vector, at least, in the table as in the index.
+    assert len(sizes_of) == 6
+    assert min(sizes_of) > 2 * 384
+
+
 @pytest.mark.kubernetes
 @pytest.mark.postgres
 def test_the_operator_is_measured_on_a_real_api_server(tmp_path: Path) -> None:

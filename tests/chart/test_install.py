@@ -63,6 +63,11 @@ def test_the_commands_of_the_page_work(bare: Cluster, shell: Callable[[str], str
     assert container["ports"][0]["name"] == "https"
     assert service["spec"]["replicas"] == 3
     assert bare.kubectl("get", "networkpolicy/polaris-service", "hpa/polaris-service", "-n", "rag").stdout
+    # Of the ServiceAccounts there, the operator may be the one that was named, and no other.
+    for name, may in (("polaris-vault", "yes"), ("default", "no")):
+        asked = ("create", f"serviceaccounts/{name}", "--subresource=token", "-n", "rag")
+        whom = "--as=system:serviceaccount:rag:polaris-operator"
+        assert bare.kubectl("auth", "can-i", *asked, whom, check=False).stdout.strip() == may
     shell(block(PAGE, "bash", "helm uninstall"))
     assert bare.kubectl("get", "pidx/handbook", "-n", "team-a", "-o", "name").stdout
 

@@ -87,10 +87,14 @@ class Site:
         (secret / "username").write_text(ADMIN_LOGIN)
         (secret / "password").write_text(PASSWORD)
         port = any_free()
+        self.metrics_ports = {"operator": any_free(), "worker": any_free()}
         self.url = f"http://127.0.0.1:{port}"
         secrets = self.data / "secrets" / NAMESPACE
         self._environments = {
-            "operator": {"POLARIS_RESYNC_SECONDS": "1", "POLARIS_METRICS_PORT": "0"},
+            "operator": {
+                "POLARIS_RESYNC_SECONDS": "1",
+                "POLARIS_METRICS_PORT": str(self.metrics_ports["operator"]),
+            },
             "serve": {
                 "POLARIS_PORT": str(port),
                 "POLARIS_AUTH": "none",
@@ -99,7 +103,7 @@ class Site:
                 "POLARIS_QUERY_URL": self.url,
             },
             "worker": {
-                "POLARIS_METRICS_PORT": "0",
+                "POLARIS_METRICS_PORT": str(self.metrics_ports["worker"]),
                 "POLARIS_EMBEDDER": embedder_url,
                 "POLARIS_DATABASE_SECRET": str(secrets / "polaris-worker"),
                 "POLARIS_POLL_SECONDS": "1",
@@ -138,6 +142,22 @@ class Site:
         self.http.close()
         for log in self.folder.glob("*.log"):
             print(f"--- {log.name}", *log.read_text("utf-8", "replace").splitlines()[-20:], sep="\n")
+
+    def add_reader(self, port: int) -> httpx.Client:
+        """Start another service, which reads from the standby at a port; return the way to it."""
+        mine = any_free()
+        self._environments["reader"] = {
+            **self._environments["serve"],
+            "POLARIS_PORT": str(mine),
+            "POLARIS_QUERY_URL": "",
+            "POLARIS_READ_HOST": "127.0.0.1",
+            "POLARIS_READ_PORT": str(port),
+        }
+        self._arguments["reader"] = ["serve"]
+        self.start("reader")
+        url = f"http://127.0.0.1:{mine}"
+        wait_for("the reader to answer", lambda: answers(f"{url}{self.path()}"))
+        return httpx.Client(base_url=url, timeout=30)
 
     # --- objects
 

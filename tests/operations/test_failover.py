@@ -24,6 +24,7 @@ from operations.site import (
     uri,
 )
 from scenes.middle import address
+from soak import times
 
 pytestmark = [pytest.mark.postgres, pytest.mark.timeout(300)]
 
@@ -40,7 +41,7 @@ class Writer:
         """Status and code of what was not 202."""
 
     def _write(self) -> None:
-        with httpx.Client(base_url=self._site.url, timeout=10) as http:
+        with httpx.Client(base_url=self._site.url, timeout=60) as http:
             number = 0
             while not self._end.wait(0.01):
                 number += 1
@@ -80,6 +81,7 @@ def _present(of: Site) -> set[str]:
         after = ids[-1]
 
 
+@pytest.mark.soak
 def test_with_a_synchronous_standby_no_acknowledged_document_is_lost(folder: Path) -> None:
     with embedding() as (_, url), pair(folder) as (primary, standby):
         leads_to = [primary.port]
@@ -102,7 +104,7 @@ def test_with_a_synchronous_standby_no_acknowledged_document_is_lost(folder: Pat
             )
             writer = Writer(polaris)
             with writer.writing():
-                writer.until(20)
+                writer.until(times(20, 1000))
                 crash(primary)
                 polaris.wait("PolarisIndex", "handbook", "DatabaseUnavailable")
                 wait_for("a 503", lambda: bool(writer.refused))
@@ -110,7 +112,7 @@ def test_with_a_synchronous_standby_no_acknowledged_document_is_lost(folder: Pat
                 leads_to[0] = standby.port
                 writer.until(20)
             polaris.wait("PolarisIndex", "handbook")
-            assert {status for status, _ in writer.refused} == {503}
+            assert {status for status, _ in writer.refused} <= {503, 504}
             assert set(writer.acknowledged) <= _present(polaris)
             polaris.level()
             hits = polaris.search(query=f"text {writer.acknowledged[0][1:]}", k=1000)

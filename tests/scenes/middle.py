@@ -6,7 +6,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 
 _SSL_REQUEST = 80877103
 _GSS_REQUEST = 80877104
@@ -103,6 +103,10 @@ def address(leads_to: list[int]) -> Iterator[int]:
                 forth = threading.Thread(target=_copy, args=(client, server), daemon=True)
                 forth.start()
                 _copy(server, client)
+                # A server that was killed resets the connection: who asked shall hear of it.
+                for end in (client, server):
+                    with suppress(OSError):
+                        end.shutdown(socket.SHUT_RDWR)
                 forth.join()
 
     with _listening(serve) as mine:

@@ -51,6 +51,8 @@ _BATCH_BYTES = 4 * 2**20
 """Text of a batch; the first document is taken whatever its size."""
 _MISSING_ROWS = 1000
 _DELETIONS = 1000
+BACKLOG_DOCUMENTS = 10_000
+"""Where the count of what waits ends: 5 ms of PostgreSQL's time."""
 _LOW_WATER_SECONDS = 5.0
 _RENEW_SECONDS = 1.0
 _FIRST_RETRY_SECONDS = 1.0
@@ -188,6 +190,14 @@ class Level:
             return Outcome(deleted, more=more, behind=behind)
         outcome = await self._embed_some(head, self.provider)
         return replace(outcome, documents=outcome.documents + deleted, more=outcome.more or more)
+
+    async def backlog(self) -> tuple[int, float]:
+        """Return how many documents wait, BACKLOG_DOCUMENTS at most, and the oldest's age in seconds."""
+        async with self._database.connection("look") as connection:
+            row = await connection.fetchrow(
+                self._sql.backlog, self.index.id, self.index.generation, BACKLOG_DOCUMENTS
+            )
+        return (0, 0.0) if row is None else (row["documents"], row["seconds"])
 
     async def _embed_some(self, head: asyncpg.Record, provider: Provider) -> Outcome:
         async with self._database.connection("look") as connection:

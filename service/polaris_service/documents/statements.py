@@ -220,6 +220,8 @@ class WorkStatements:
     """$1 sequence: seconds until a document above it may be tried again."""
     many_behind: str
     """$1 sequence, $2 limit: how many documents are behind, counted up to the limit."""
+    backlog: str
+    """$1 index, $2 generation, $3 limit: how many documents are behind, and the oldest's age in seconds."""
     few_chunks: str
     """$1 limit: whether the table has fewer chunks."""
 
@@ -306,6 +308,16 @@ SELECT count(*) FROM (
   WHERE d.sequence > $1 AND {pending} LIMIT $2
 ) AS behind
 """
+# A level generation is not looked into: its low water is what the clock says.
+_BACKLOG = """
+SELECT count(b.updated_at) AS documents,
+  coalesce(greatest(extract(epoch FROM now() - min(b.updated_at)), 0), 0)::double precision AS seconds
+FROM polaris.generations g CROSS JOIN {clock} c LEFT JOIN LATERAL (
+  SELECT d.updated_at FROM {documents} d LEFT JOIN {applied} a ON a.document_id = d.id
+  WHERE d.sequence > g.low_water AND {pending} ORDER BY d.sequence LIMIT $3
+) AS b ON g.low_water < c.sequence
+WHERE g.index_id = $1 AND g.number = $2 AND g.state <> 'building'
+"""
 _FEW_CHUNKS = """
 SELECT count(*) < $1 FROM (SELECT FROM {chunks} LIMIT $1) AS few
 """
@@ -334,6 +346,7 @@ def work_statements(schema: str, generation: int) -> WorkStatements:
         raise_low_water=made(_RAISE_LOW_WATER),
         next_try=made(_NEXT_TRY),
         many_behind=made(_MANY_BEHIND),
+        backlog=made(_BACKLOG),
         few_chunks=made(_FEW_CHUNKS),
     )
 

@@ -47,7 +47,7 @@ async def wait(database: Database, index: ServedIndex, sequence: int, until: flo
     pause = _FIRST_PAUSE_SECONDS
     while True:
         async with database.connection("freshness") as connection:
-            behind = await _behind(connection, text, index, sequence)
+            behind = await _behind(connection, text, index, sequence, lags=database.lags)
         if not behind:
             return
         left = until - loop.time() - _LAST_LOOK_SECONDS
@@ -58,11 +58,13 @@ async def wait(database: Database, index: ServedIndex, sequence: int, until: flo
         pause = min(pause * 1.5, _LONGEST_PAUSE_SECONDS)
 
 
-async def _behind(connection: Connection, text: str, index: ServedIndex, sequence: int) -> int:
+async def _behind(connection: Connection, text: str, index: ServedIndex, sequence: int, *, lags: bool) -> int:
     row = await connection.fetchrow(text, index.id, index.generation, sequence)
     if row is None:
         raise TableMissing(f"generation {index.generation} is gone", retry_after=1.0)
     if sequence > row["clock"]:
+        if lags:
+            return sequence - int(row["clock"])
         raise InvalidInput(f"the index has given out sequences up to {row['clock']} only", "/after_sequence")
     behind: int = row["behind"]
     return behind

@@ -1,0 +1,68 @@
+"""A generator whose answers are counted and timed; in everything else it is the one inside."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from polaris_service.answer.generators import Generator
+from polaris_service.answer.prompt import Prompt
+
+# Seconds. `extractive` takes milliseconds, a model on a busy GPU a minute.
+_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+
+class MeasuredGenerator:
+    """Measures `stream`; asks the generator inside for everything."""
+
+    def __init__(self, generator: Generator, registry: CollectorRegistry) -> None:
+        self._generator = generator
+        self._seconds = Histogram(
+            "polaris_generator_call_seconds",
+            "From asking the generator to the end of its text, failed and abandoned ones too.",
+            ("generator",),
+            buckets=_BUCKETS,
+            registry=registry,
+        )
+        self._first = Histogram(
+            "polaris_generator_first_text_seconds",
+            "From asking the generator to the first piece of its text.",
+            ("generator",),
+            buckets=_BUCKETS,
+            registry=registry,
+        )
+        self._errors = Counter(
+            "polaris_generator_call_errors",
+            "Calls to the generator that failed, by how.",
+            ("generator", "error"),
+            registry=registry,
+        )
+
+    @property
+    def name(self) -> str:
+        """The generator's."""
+        return self._generator.name
+
+    async def stream(self, prompt: Prompt, notes: list[str]) -> AsyncGenerator[str, None]:
+        """Yield the generator's text."""
+        begun = time.perf_counter()
+        first = True
+        try:
+            async with aclosing(self._generator.stream(prompt, notes)) as pieces:
+                async for piece in pieces:
+                    if first:
+                        self._first.labels(self.name).observe(time.perf_counter() - begun)
+                        first = False
+                    yield piece
+        except Exception as error:
+            self._errors.labels(self.name, type(error).__name__).inc()
+            raise
+        finally:
+            self._seconds.labels(self.name).observe(time.perf_counter() - begun)
+
+    async def stop(self) -> None:
+        """Stop the generator."""
+        await self._generator.stop()
