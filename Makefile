@@ -53,8 +53,9 @@ format: $(VENV)/.dev ## format the code
 crds docs: $(VENV)/.dev ## write what is made from the code: CRDs, tables of the documentation
 	@$(BIN)/python -m polaris.generated
 
-kube: $(VENV)/.dev ## build the Kubernetes API server for tests, once, into the cache
+kube: $(VENV)/.dev ## build the Kubernetes API server and Prometheus for tests, once, into the cache
 	@$(BIN)/python tests/kube/build.py
+	@PYTHONPATH=tests $(BIN)/python -m observe.prometheus
 
 test: check kube ## everything that this machine can run
 	@$(BIN)/python -m pytest $(ARGS)
