@@ -18,12 +18,14 @@ import httpx
 import pytest
 import yaml
 
+import polaris
 from kube.tool import ToolError
 from node import images
 from node.node import Node
 from node.test_chart import CHART, use
 from parts.servers import Database, make_database, open_folder, postgres18, run
 from polaris_cli.up.postgres import LocalPostgres
+from polaris_migrations import HEAD
 from scenes.roles import operator_login
 
 pytestmark = pytest.mark.node
@@ -64,26 +66,30 @@ metadata: {name: asker}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: polaris-writer}
 subjects: [{kind: ServiceAccount, name: asker}]
 """
-MIGRATION = b'''
+LEVEL = polaris.CATALOG_LEVEL + 1
+REVISION = f"{LEVEL:04}"
+MIGRATION = f'''
 """What only the changed image has.
 
-Revision ID: 0002
-Revises: 0001
+Revision ID: {REVISION}
+Revises: {HEAD}
 """
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "{REVISION}"
+down_revision = "{HEAD}"
 
 
 def upgrade() -> None:
     op.add_column("indexes", sa.Column("note", sa.Text(), nullable=True), schema="polaris")
     op.add_column("generations", sa.Column("note", sa.Text(), nullable=True), schema="polaris")
+    op.execute("UPDATE polaris.catalog SET level = {LEVEL}")
 
 
 def downgrade() -> None:
+    op.execute("UPDATE polaris.catalog SET level = {LEVEL - 1}")
     op.drop_column("generations", "note", schema="polaris")
     op.drop_column("indexes", "note", schema="polaris")
 '''
@@ -240,7 +246,7 @@ def system(
 
 
 def changed_image(image: images.Image, target: Path) -> images.Image:
-    """The next version: another version number, another level, and a migration more."""
+    """The next version: another version number, and a migration more, without which it is not ready."""
     found = images.files_of(
         image, "polaris/__init__.py", "polaris_migrations/versions/0001_expand_catalog.py"
     )
@@ -248,10 +254,10 @@ def changed_image(image: images.Image, target: Path) -> images.Image:
     (first,) = (path for path in found if path.endswith("0001_expand_catalog.py"))
     text = found[code].decode()
     text = text.replace('__version__ = "', '__version__ = "1').replace(
-        "CATALOG_LEVEL = 1", "CATALOG_LEVEL = 2"
+        f"CATALOG_LEVEL = {LEVEL - 1}", f"CATALOG_LEVEL = {LEVEL}"
     )
-    second = first.replace("0001_expand_catalog", "0002_expand_note")
-    files = {code: text.encode(), second: MIGRATION}
+    second = first.replace("0001_expand_catalog", f"{REVISION}_expand_note")
+    files = {code: text.encode(), second: MIGRATION.encode()}
     return images.changed(image, image.name.replace(":test", ":changed"), files, target)
 
 
@@ -348,7 +354,9 @@ def test_an_upgrade_with_a_migration_and_its_rollback_cost_no_request(
         }
         deadline = time.monotonic() + 60
         with system.node.network():
-            while run(system.database.dsn, "SELECT version_num FROM polaris.alembic_version") != [("0002",)]:
+            while run(system.database.dsn, "SELECT version_num FROM polaris.alembic_version") != [
+                (REVISION,)
+            ]:
                 assert time.monotonic() < deadline
                 time.sleep(0.5)
     report(f"upgrade: {summary(asked)}")
