@@ -11,6 +11,7 @@ import yaml
 from chart.rendered import CHART, CRDS, NAMESPACE, ROOT, render
 from kube.cluster import Cluster
 from kube.helm import helm
+from scenes.cluster import RULES
 
 pytestmark = pytest.mark.kubernetes
 
@@ -292,6 +293,14 @@ def test_the_operator_is_let_be_those_only_that_are_named(
     (operator,) = (role for role in roles if role["metadata"]["name"].endswith("-operator"))
     tokens = [rule for rule in operator["rules"] if "serviceaccounts/token" in rule["resources"]]
     assert [rule.get("resourceNames", []) for rule in tokens] == ([] if accounts is None else [accounts])
+
+
+def test_the_operator_s_rights_are_those_with_which_it_is_tested() -> None:
+    objects = render("--set=rbac.vaultServiceAccounts={*}")
+    (role,) = (
+        o for o in objects if o["kind"] == "ClusterRole" and o["metadata"]["name"].endswith("-operator")
+    )
+    assert role["rules"] == RULES
 
 
 def test_roles_are_another_s_business_where_the_chart_is_told_so() -> None:
