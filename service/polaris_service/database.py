@@ -23,7 +23,7 @@ import socket
 import ssl
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
@@ -300,8 +300,8 @@ class Database:
     async def start(self) -> None:
         """Look for a login once, then follow it; never fails for lack of a database."""
         await self._look()
-        for work in (self._follow(), self._report(), self._listen()):
-            self._spawn(work, self._tasks)
+        for loop in (self._follow, self._report, self._listen):
+            self._spawn(_without_end(loop), self._tasks)
 
     async def stop(self) -> None:
         """End what runs in the background, say good-bye in the catalog, and close all connections."""
@@ -683,6 +683,16 @@ async def _register(connection: asyncpg.Connection) -> None:
     schema = await connection.fetchval(_TYPES)
     if schema is not None:
         await register_vector(connection, schema=schema)
+
+
+async def _without_end(loop: Callable[[], Awaitable[None]]) -> None:
+    """Run a loop, and again whatever ends it: nobody else follows the login, reports or listens."""
+    while True:
+        try:
+            await loop()
+        except Exception:  # noqa: BLE001  it is logged, and nothing else may end the loop
+            _log.exception("a loop ended, and begins anew", loop=loop.__name__)
+        await asyncio.sleep(_LOOK_AGAIN_SECONDS)
 
 
 async def _suited(connection: Connection) -> str:
