@@ -289,6 +289,9 @@ class Database:
         self._draining: set[asyncio.Task[None]] = set()
         self._channels: dict[str, list[Heard]] = {}
         self._histograms: dict[str, Histogram] = {}
+        metrics.sql_connections.labels("lent").set_function(lambda: self._connections()[0])
+        metrics.sql_connections.labels("idle").set_function(lambda: self._connections()[1])
+        metrics.sql_connections.labels("limit").set(size)
         self._look_now = asyncio.Event()
         self._listen_again = asyncio.Event()
         self._report_now = asyncio.Event()
@@ -398,7 +401,18 @@ class Database:
                 raise
             await transaction.commit()
 
+    def _connections(self) -> tuple[int, int]:
+        """Those of the pool that are lent, and those that are open and idle."""
+        if self._bound is None:
+            return 0, 0
+        idle = self._bound.pool.get_idle_size()
+        return self._bound.pool.get_size() - idle, idle
+
     async def _acquire(self, kind: str) -> tuple[_Bound, Connection]:
+        with self._metrics.sql_wait_seconds.time():
+            return await self._lent(kind)
+
+    async def _lent(self, kind: str) -> tuple[_Bound, Connection]:
         while True:
             bound = self._present()
             try:
