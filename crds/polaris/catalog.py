@@ -10,8 +10,9 @@ table               written by                             read by
 `installations`     operator, command line                 operator, command line
 `fences`            operator, command line                 operator, command line
 `indexes`           operator                               all
-`generations`       operator; worker (progress)            all
-`models`            worker                                 operator, service
+`generations`       operator; worker (progress); service   all
+                    and worker (that a load wants it)
+`models`            worker                                 operator
 `credentials`       operator                               operator only
 `consumers`         service, worker                        operator
 ==================  =====================================  =====================================
@@ -85,7 +86,7 @@ class Installation(Base):
 
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
     name: Mapped[str]
-    """For people: the cluster's API server, or the folder."""
+    """`operator.installation`, else the cluster's uid, or a name that a folder keeps."""
     heartbeat_at: Mapped[datetime | None]
     """When its operator last said that it lives; the command line keeps away from one that does."""
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
@@ -247,7 +248,6 @@ GRANTS: dict[str, dict[str, Sql]] = {
         "catalog": Sql("SELECT"),
         "indexes": Sql("SELECT"),
         "generations": Sql("SELECT, UPDATE (load_requested_at)"),
-        "models": Sql("SELECT"),
         "consumers": Sql("SELECT, INSERT, UPDATE, DELETE"),
     },
     "worker": {

@@ -77,7 +77,7 @@ class Index:
     body: Sql
 
     def create(self, schema: str, *, concurrently: bool = False) -> Sql:
-        """Return the CREATE INDEX statement; `IF NOT EXISTS` is banned, it may lie (docs/facts)."""
+        """Return the CREATE INDEX statement; `IF NOT EXISTS` is banned, it says nothing of an INVALID one."""
         return compose(
             "CREATE INDEX {concurrently}{name} ON {table} {body}",
             concurrently=Sql("CONCURRENTLY " if concurrently else ""),
@@ -268,10 +268,14 @@ neither applied nor given up. Looked for only above the generation's `low_water`
 
 
 def start_clock(schema: str) -> Sql:
-    """Return the statement that puts the one row into the clock."""
+    """Return the statement that puts the one row into the clock.
+
+    A clock that was lost goes on where it was: no sequence is given out twice.
+    """
     return compose(
-        "INSERT INTO {clock} DEFAULT VALUES ON CONFLICT DO NOTHING",
+        "INSERT INTO {clock} (sequence) SELECT coalesce(max(sequence), 0) FROM {documents}",
         clock=identifier(schema, names.CLOCK),
+        documents=identifier(schema, names.DOCUMENTS),
     )
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from polaris.errors import NotFound, PolarisError, VaultRefused, VaultUnavailable
@@ -128,20 +130,21 @@ class Databases:
         if entry is not None:
             _revoke_own(entry)
 
-    def close(self, database: Key) -> None:
-        """End what was opened: the object is gone, or this process ends."""
+    def close(self, database: Key, *, for_another: bool = False) -> None:
+        """End what was opened: the object is gone, or this process ends and another one comes."""
         with self._lock:
             entry = self._entries.pop(database, None)
         if entry is None:
             return
-        _leave(entry)
+        _leave(entry, for_another=for_another)
         if entry.vault is not None:
             entry.vault.close()
 
     def close_all(self) -> None:
-        """End everything that was opened."""
-        for database in list(self._entries):
-            self.close(database)
+        """End everything that was opened, side by side: one server that is away holds up no other."""
+        if databases := list(self._entries):
+            with ThreadPoolExecutor(len(databases)) as threads:
+                list(threads.map(partial(self.close, for_another=True), databases))
 
     # Which login
 
@@ -232,17 +235,18 @@ def _not_ready(database: Key, blocked: Blocked | None) -> Blocked:
     return Blocked(Reason.DATABASE_NOT_READY, message, stalled=False)
 
 
-def _leave(entry: _Entry) -> None:
+def _leave(entry: _Entry, *, for_another: bool = False) -> None:
     """End what leads to a database. Passes that are under way hold its doors, and go nowhere else.
 
-    The next one is looked at before any index uses it.
+    The next one is looked at before any index uses it. Revoking our login would end a build, which another
+    process is to find; where nobody can say whether one lives, the login is left to end by itself.
     """
     if entry.listener is not None:
         entry.listener.stop()
     if entry.postgres is not None:
         entry.postgres.resign()
-        # Revoking would end the session of a build; where that can't be known the lease ends by itself.
-        if entry.postgres.builds() is False:
+        builds = entry.postgres.builds()
+        if not builds and (builds is False or not for_another):
             _revoke_own(entry)
         entry.postgres.close()
     entry.listener = entry.postgres = entry.doors = None

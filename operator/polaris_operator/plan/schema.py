@@ -168,20 +168,11 @@ def document_tables(aim: Aim) -> list[Step]:
     if layout.STORED_DOCUMENTS in missing:
         statements.append(layout.DOCUMENTS_BY_SEQUENCE.create(aim.name.schema))
     if layout.CLOCK in missing or aim.world.clock is None:
-        statements.append(_start_clock(aim))
+        statements.append(layout.start_clock(aim.name.schema))
     if not statements:
         return []
     what = f"Make {_listed(table.name for table in missing)}" if missing else "Start the clock again"
     return [aim.step(Reason.TABLE_MISSING, what, *owned_by_owner(aim, statements))]
-
-
-def _start_clock(aim: Aim) -> Sql:
-    # A clock that was lost must not give out a sequence twice.
-    return compose(
-        "INSERT INTO {clock} (sequence) SELECT coalesce(max(sequence), 0) FROM {documents}",
-        clock=aim.name.relation(names.CLOCK),
-        documents=aim.name.relation(names.DOCUMENTS),
-    )
 
 
 def ownership_of_tables(aim: Aim) -> list[Step]:
