@@ -180,14 +180,6 @@ def span(
     return _tracer.start_as_current_span(name, extract(carried) if carried else None, kind)
 
 
-def begun(name: str, kind: SpanKind = SpanKind.INTERNAL) -> trace.Span:
-    """Return a span that is not the current one, for what is done in pieces; `end` it."""
-    if tracing():
-        return _tracer.start_span(name, kind=kind)
-    # What is carried goes on, and cannot be ended by whoever got it here.
-    return trace.NonRecordingSpan(trace.get_current_span().get_span_context())
-
-
 def trace_headers() -> dict[str, str]:
     """Return the headers by which another program goes on with this trace; {} where there is none.
 

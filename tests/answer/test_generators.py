@@ -10,16 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from prometheus_client import CollectorRegistry
 
 from answer.doubles import Behaviour, Double, Form, event, serving, until
 from polaris.errors import GeneratorRefused, GeneratorUnavailable
 from polaris.settings import ServiceSettings
-from polaris.telemetry import span
 from polaris_service.answer import generators
 from polaris_service.answer.extractive import Extractive
 from polaris_service.answer.generators import TRUNCATED, Gemini, Generator, OpenAI, Remote
-from polaris_service.answer.measured import MeasuredGenerator
 from polaris_service.answer.passages import Passage
 from polaris_service.answer.prompt import Prompt, build
 
@@ -329,21 +326,3 @@ async def test_settings_name_the_generator(form: str, kind: type) -> None:
     assert isinstance(made, kind)
     assert made.name.startswith(form)
     await made.stop()
-
-
-async def test_a_generator_is_told_the_trace_and_nothing_of_its_baggage(double: Double) -> None:
-    carried = {"traceparent": "00-" + "ab" * 16 + "-" + "cd" * 8 + "-01", "baggage": "whose=private"}
-    made = MeasuredGenerator(generator(double), CollectorRegistry(auto_describe=True))
-    with span("request", carried=carried):
-        pieces, _ = await written(made)
-    assert pieces == double.behaviour.pieces
-    (request,) = double.requests
-    headers = {name.lower(): value for name, value in request["headers"].items()}
-    assert headers["traceparent"].split("-")[1] == "ab" * 16
-    assert "baggage" not in headers
-
-
-async def test_a_generator_is_told_no_trace_where_there_is_none(double: Double) -> None:
-    await written(MeasuredGenerator(generator(double), CollectorRegistry(auto_describe=True)))
-    (request,) = double.requests
-    assert "traceparent" not in {name.lower() for name in request["headers"]}

@@ -36,20 +36,6 @@ def test_a_trace_goes_from_the_request_to_sql_and_the_embedder(system: Running) 
     assert system.embedder.baggage == {}
 
 
-def test_a_trace_of_an_answer_has_a_span_of_the_generator(system: Running) -> None:
-    trace, caller = secrets.token_hex(16), secrets.token_hex(8)
-    answer = system.site.http.post(
-        f"{system.site.path()}/answer",
-        json={"question": QUESTION},
-        headers={"traceparent": f"00-{trace}-{caller}-01"},
-    )
-    assert answer.is_success
-    request = "POST /v1/indexes/{namespace}/{name}/answer"
-    received: Receiver = system.receiver
-    wait_for("the spans to arrive", lambda: {request, "generate"} <= set(received.of(trace)))
-    assert received.of(trace)["generate"].parent == received.of(trace)[request].id
-
-
 def test_no_span_holds_a_question_a_document_or_a_path(system: Running) -> None:
     wait_for(
         "spans of service and worker", lambda: len({span.program for span in system.receiver.spans}) >= 2

@@ -1,4 +1,4 @@
-"""A generator whose answers are counted, timed and traced; in everything else it is the one inside."""
+"""A generator whose answers are counted and timed; in everything else it is the one inside."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from opentelemetry.trace import SpanKind, StatusCode, use_span
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from polaris.telemetry import begun as begun_span
 from polaris_service.answer.generators import Generator
 from polaris_service.answer.prompt import Prompt
 
@@ -56,29 +54,20 @@ class MeasuredGenerator:
         """Yield the generator's text."""
         begun = time.perf_counter()
         first = True
-        current = begun_span("generate", SpanKind.CLIENT)
         try:
             async with aclosing(self._generator.stream(prompt, notes)) as pieces:
-                while True:
-                    # Current only while a piece is awaited: the next may be asked for by another task.
-                    with use_span(current, record_exception=False, set_status_on_exception=False):
-                        piece = await anext(pieces, None)
-                    if piece is None:
-                        break
+                async for piece in pieces:
                     if first:
                         self._first.labels(self.name).observe(time.perf_counter() - begun)
                         first = False
                     yield piece
         except asyncio.CancelledError:
             self._errors.labels(self.name, ABANDONED).inc()
-            current.set_status(StatusCode.ERROR)
             raise
         except Exception as error:
             self._errors.labels(self.name, type(error).__name__).inc()
-            current.set_status(StatusCode.ERROR)
             raise
         finally:
-            current.end()
             self._seconds.labels(self.name).observe(time.perf_counter() - begun)
 
     async def stop(self) -> None:
