@@ -78,6 +78,8 @@ def series(prometheus: Prometheus, panel: Mapping[str, Any], begin: float, end: 
             for label in re.findall(r"{{(\w+)}}", legend):
                 legend = legend.replace(f"{{{{{label}}}}}", labels.get(label, ""))
             points = [(float(at), float(value)) for at, value in row["values"]]
+            if target.get("instant"):  # What is now, not what was.
+                points = [point for point in points if point[0] > end - 2]
             if points := [point for point in points if math.isfinite(point[1])]:
                 found.append((legend, points))
     return found

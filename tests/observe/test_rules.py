@@ -129,3 +129,5 @@ def test_dashboards_have_names_of_their_own_and_each_panel_a_unit_and_a_sentence
         for panel in board["panels"]:
             assert panel["description"].endswith(".")
             assert panel["fieldConfig"]["defaults"]["unit"]
+            # Over a time, a single number would go on showing the reason or the build that is over.
+            assert panel["type"] != "stat" or all(target["instant"] for target in panel["targets"])
