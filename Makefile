@@ -6,9 +6,10 @@ UV := $(BIN)/uv
 
 .DEFAULT_GOAL := help
 .PHONY: help up down test test-node check format crds docs lock audit bench soak kube images sbom
+.PHONY: package kind staging migrate smoke rollback release pin-actions
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | sort | awk -F'\t' '{printf "make %-10s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | sort | awk -F'\t' '{printf "make %-12s %s\n", $$1, $$2}'
 
 $(UV): requirements-build.txt
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(0 if sys.version_info >= (3, 11) else f"POLARIS needs Python 3.11 or newer, and $(PYTHON) is {v}: set PYTHON=...")'
@@ -52,8 +53,9 @@ format: $(VENV)/.dev ## format the code
 crds docs: $(VENV)/.dev ## write what is made from the code: CRDs, tables of the documentation
 	@$(BIN)/python -m polaris.generated
 
-kube: $(VENV)/.dev ## build the Kubernetes API server for tests, once, into the cache
+kube: $(VENV)/.dev ## build the Kubernetes API server and Prometheus for tests, once, into the cache
 	@$(BIN)/python tests/kube/build.py
+	@PYTHONPATH=tests $(BIN)/python -m observe.prometheus
 
 test: check kube ## everything that this machine can run
 	@$(BIN)/python -m pytest $(ARGS)
@@ -66,6 +68,22 @@ images: $(VENV)/.dev ## build the images by buildah, without a registry (root), 
 
 sbom: $(VENV)/.dev ## what is in the images and under which licences, as CycloneDX
 	@$(BIN)/python tests/node/bom.py
+
+# From images to a release; what each needs and by what variables it is told: docs/pipeline.md.
+package kind staging migrate smoke rollback release: $(VENV)/.dev
+	@PYTHON=$(BIN)/python KUBECTL="$${KUBECTL:-$(BIN)/kubectl}" \
+	HELM="$${HELM:-$$($(BIN)/python tests/kube/build.py helm | tail -n 1)}" .ci/deliver $@
+
+package: ## pack both charts into dist/
+kind: ## a cluster of kind with the images that `make images` built; dist/kubeconfig
+staging: ## install the packed charts, with the demo's PostgreSQL and OpenBao, into the cluster of KUBECONFIG
+migrate: ## upgrade that installation: definitions, catalog, programs
+smoke: ## put a document into it, ask, check the citation
+rollback: ## back to the version before
+release: ## push images and charts to REGISTRY, and sign them (skopeo, cosign)
+
+pin-actions: $(VENV)/.dev ## write the commit behind each action of the workflows beside its version (asks GitHub)
+	@$(BIN)/python .ci/pin_actions.py
 
 soak: $(VENV)/.dev kube ## the long form of the tests of faults and of random cases: about an hour
 	@POLARIS_SOAK=1 $(BIN)/python -m pytest -m soak --timeout 3600 $(ARGS)

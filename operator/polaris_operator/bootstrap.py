@@ -147,11 +147,14 @@ def statements(database: str, *, vault: bool = True, vault_password: str | None 
     )
 
 
-def admin_login_statements() -> tuple[Sql, ...]:
-    """Return the statements that make the login for `credentials.secretRef`, where there is no Vault."""
+def admin_login_statements(password: str = PASSWORD_PLACE) -> tuple[Sql, ...]:
+    """Return the statements that make the login for `credentials.secretRef`, where there is no Vault.
+
+    `password` may be a SCRAM verifier.
+    """
     login = identifier(ADMIN_LOGIN)
-    password = literal(PASSWORD_PLACE)
-    create = compose("CREATE ROLE {role} LOGIN PASSWORD {password}", role=login, password=password)
+    secret = literal(password)
+    create = compose("CREATE ROLE {role} LOGIN PASSWORD {password}", role=login, password=secret)
     return (
         _unless_exists(ADMIN_LOGIN, create),
         compose("GRANT {operator} TO {login}", operator=OPERATOR, login=login),

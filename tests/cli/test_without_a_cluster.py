@@ -118,6 +118,13 @@ def test_bootstrap_says_what_postgresql_refused_and_no_password(place: Place) ->
     assert len(done.err.splitlines()) == 1
 
 
+def test_bootstrap_draws_no_login_where_vault_issues_it(place: Place, tmp_path: Path) -> None:
+    arguments = ["bootstrap", "--apply", "--database-url", place.database.dsn, "--login-to", str(tmp_path)]
+    done = here(*arguments)
+    assert done.code == 2
+    assert "--login-to goes with --apply --no-vault" in done.err
+
+
 def test_migrate_goes_up_once_and_down_again(place: Place) -> None:
     up, again, down = (
         here("migrate", *flags, "--database-url", place.url)

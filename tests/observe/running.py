@@ -11,11 +11,14 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
+from embed.doubles import HashedProvider, serving
 from mission.system import wait_for
-from operations.site import Site, database_manifest, embedding, grant, index_manifest, site
+from operations.site import Site, database_manifest, grant, index_manifest, site
 from parts import servers
 
 PROGRAMS = ("operator", "service", "worker", "embedder")
+MODEL = "hashed"
+"""None that is known, so that no similarity is too low for an answer."""
 FOREIGN = ("python_", "process_")
 """What the library tells of every program."""
 
@@ -61,17 +64,22 @@ def families(text: str) -> dict[str, tuple[str, frozenset[str]]]:
 def running(folder: Path) -> Iterator[Running]:
     """Run a system in which an index was made, filled, searched and asked."""
     with ExitStack() as stack:
-        _, url = stack.enter_context(embedding())
+        url = stack.enter_context(serving(HashedProvider(384, MODEL)))
         server = stack.enter_context(servers.running(servers.postgres18()))
         grant(server)
         made = stack.enter_context(site(folder / "site", url))
         made.start()
         made.put(database_manifest(server.port))
-        made.put(index_manifest(access=[{"name": "reporting", "secretName": "handbook-reporting"}]))
+        made.put(
+            index_manifest(
+                embedding={"model": MODEL, "dimension": 384},
+                access=[{"name": "reporting", "secretName": "handbook-reporting"}],
+            )
+        )
         made.load([{"id": f"d{n}", "text": f"Whoever asks for leave {n} gets {n} days."} for n in range(20)])
         made.level()
         made.search(query="leave 7")
-        made.answer("How many days of leave 7?")
+        assert made.answer("Whoever asks for leave 7 gets 7 days.")["citations"]
         made.http.get("/v1/indexes/team/none")
         system = Running(made, url)
         wait_for(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -36,9 +37,18 @@ def bootstrap(
     database_url: Annotated[
         str, typer.Option(envvar="POLARIS_DATABASE_URL", help="With --apply: postgresql://SUPERUSER@HOST/.")
     ] = "",
+    login_to: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="With --apply --no-vault: draw the operator's login, as the files of a Secret.",
+        ),
+    ] = None,
     output: Output = Format.TEXT,
 ) -> None:
     """Print what administrators grant once: SQL, and Vault's policy and roles."""
+    if login_to is not None and (vault or not apply):
+        raise WrongUsage("--login-to goes with --apply --no-vault: with Vault the operator leases its login")
     setup = VaultSetup(
         host=host,
         port=port,
@@ -55,6 +65,8 @@ def bootstrap(
     if not database_url:
         raise WrongUsage("--apply needs --database-url, the superuser's, or POLARIS_DATABASE_URL")
     dsn = _apply(database_url, database, vault=vault)
+    if login_to is not None:
+        _draw_login(database_url, login_to)
     if vault:
         from polaris_cli.up import grant
 
@@ -70,6 +82,21 @@ def _apply(database_url: str, database: str, *, vault: bool) -> str:
     grant.grant(dsn, database, vault=vault)
     show.say(f"granted in the database {database}")
     return dsn
+
+
+def _draw_login(database_url: str, folder: Path) -> None:
+    """Make the operator's own login; one that was written before stays as it is."""
+    from polaris_cli.up import grant
+    from polaris_cli.up.process import write_private
+
+    if (folder / "password").exists():
+        show.say(f"the operator's login is in {folder} already")
+        return
+    password = grant.new_admin_password(database_url)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_private(folder / "username", grants.ADMIN_LOGIN)
+    write_private(folder / "password", password)
+    show.say(f"the operator's login is in {folder}")
 
 
 def _print(parts: tuple[grants.Part, ...], output: Format) -> None:

@@ -86,6 +86,23 @@ def new_vault_password(dsn: str) -> str:
     return password
 
 
+def new_admin_password(dsn: str) -> str:
+    """Make the login that the operator has where there is no Vault, and return its new password."""
+    password = secrets.token_urlsafe(24)
+    with closing(connect(dsn)) as connection:
+        verifier = encrypt_password(password, bootstrap.ADMIN_LOGIN, connection, "scram-sha-256")
+        change = "ALTER ROLE {role} PASSWORD {verifier}"
+        role = identifier(bootstrap.ADMIN_LOGIN)
+        run(
+            connection,
+            [
+                *bootstrap.admin_login_statements(verifier),
+                compose(change, role=role, verifier=literal(verifier)),
+            ],
+        )
+    return password
+
+
 class VaultAdministrator:
     """Somebody with OpenBao's root token. Use it as a context manager."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -13,6 +14,9 @@ from polaris_service.answer.prompt import Prompt
 
 # Seconds. `extractive` takes milliseconds, a model on a busy GPU a minute.
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+ABANDONED = "Abandoned"
+"""In place of an error: it took longer than it may, or whoever asked went away."""
 
 
 class MeasuredGenerator:
@@ -57,6 +61,9 @@ class MeasuredGenerator:
                         self._first.labels(self.name).observe(time.perf_counter() - begun)
                         first = False
                     yield piece
+        except asyncio.CancelledError:
+            self._errors.labels(self.name, ABANDONED).inc()
+            raise
         except Exception as error:
             self._errors.labels(self.name, type(error).__name__).inc()
             raise
