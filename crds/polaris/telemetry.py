@@ -26,10 +26,12 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import SpanKind
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 import polaris
 
 _tracer = trace.get_tracer("polaris", polaris.__version__)
+_PROPAGATOR = TraceContextTextMapPropagator()
 _NO_SPAN = contextlib.nullcontext(trace.INVALID_SPAN)
 _REDACTED = ("password", "token", "secret", "authorization", "api_key")
 
@@ -176,6 +178,16 @@ def span(
     if not (carried or tracing()):
         return _NO_SPAN
     return _tracer.start_as_current_span(name, extract(carried) if carried else None, kind)
+
+
+def trace_headers() -> dict[str, str]:
+    """Return the headers by which another program goes on with this trace; {} where there is none.
+
+    Of the trace only, never of its baggage: the other program may be a stranger's.
+    """
+    headers: dict[str, str] = {}
+    _PROPAGATOR.inject(headers)
+    return headers
 
 
 def logger(name: str) -> structlog.stdlib.BoundLogger:

@@ -20,7 +20,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from polaris.telemetry import logger, span
-from polaris_service.gate.pipeline import SCOPE_KEY, Admission
+from polaris_service.admission import SCOPE_KEY, Admission
 from polaris_service.metrics import HttpMetrics
 
 _access = logger("polaris_service.access")

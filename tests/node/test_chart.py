@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 
 from kube.tool import ToolError
 from node import images
@@ -95,6 +97,38 @@ def test_what_pods_take_when_idle_is_within_the_goals(
     report("idle, in MiB: " + ", ".join(f"{part} {size:.0f}" for part, size in sorted(mebibytes.items())))
     assert mebibytes["operator"] <= 150
     assert mebibytes["service"] <= 200
+
+
+def test_it_speaks_https_behind_policies_budgets_and_autoscalers(node: Node | Given, release: str) -> None:
+    authority = trustme.CA()
+    for part in ("service", "embedder"):
+        pair = authority.issue_cert(f"polaris-{part}.{release}.svc")
+        files = {
+            "tls.crt": b"".join(pem.bytes() for pem in pair.cert_chain_pems),
+            "tls.key": pair.private_key_pem.bytes(),
+            "ca.crt": authority.cert_pem.bytes(),
+        }
+        manifest = {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": f"{part}-tls", "namespace": release},
+            "type": "kubernetes.io/tls",
+            "stringData": {name: content.decode() for name, content in files.items()},
+        }
+        node.kubectl("apply", "-f", "-", input=json.dumps(manifest))
+    values = (
+        "service.tls.secretName=service-tls,embedder.tls.secretName=embedder-tls",
+        "networkPolicy.enabled=true,networkPolicy.egress.enabled=true",
+        "service.autoscaling.enabled=true,worker.replicas=2,settings.max_k=50",
+    )
+    node.helm("upgrade", "polaris", CHART, "-n", release, "--reuse-values", f"--set={','.join(values)}")
+    for part in DEPLOYMENTS:
+        node.kubectl("rollout", "status", f"deployment/polaris-{part}", "-n", release, "--timeout=120s")
+    assert "no login for the database yet" in answer(node, release, "https:polaris-service:https", "/readyz")
+    assert "multilingual-e5-small" in answer(node, release, "https:polaris-embedder:https", "/v1/models")
+    kinds = "networkpolicies,poddisruptionbudgets,horizontalpodautoscalers"
+    made = node.kubectl("get", kinds, "-n", release, "-o", "name").stdout.split()
+    assert len(made) == 4 + 2 + 1
 
 
 def test_what_is_uninstalled_is_gone_and_the_objects_stay(node: Node | Given, release: str) -> None:

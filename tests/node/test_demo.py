@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
+from docs.pages import README, ROOT, block
 from kube.tool import ToolError
 from node import images
 from node.conftest import fresh_namespace
@@ -287,12 +289,21 @@ def test_one_command_gives_a_working_system(
     assert seconds <= 120
 
 
+def test_the_first_page_says_that_command(release: Release) -> None:
+    """But for the namespace, and the images that the tests built."""
+    install, wait, test = block(README, "sh", "demo.enabled").splitlines()
+    assert install.split() == [
+        *("helm", "install", "polaris", str(CHART.relative_to(ROOT)), "--namespace", "rag"),
+        *("--create-namespace", "--set", "demo.enabled=true"),
+    ]
+    assert "--set=demo.enabled=true" in release.flags
+    for command in (wait, test):
+        program, *arguments = shlex.split(command.replace(" rag", f" {NAMESPACE}"))
+        getattr(release.node, program)(*arguments)
+
+
 def test_a_pod_is_answered_with_a_citation(release: Release) -> None:
     check(release.ask())
-
-
-def test_helm_test_asks_a_question(release: Release) -> None:
-    release.node.helm("test", "polaris", "-n", NAMESPACE, "--timeout=120s")
 
 
 def test_who_lacks_the_verb_is_refused(release: Release) -> None:

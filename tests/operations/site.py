@@ -78,8 +78,9 @@ def index_manifest(name: str = "handbook", **spec: Any) -> dict[str, Any]:
 class Site:
     """The three programs over a folder; `start` them, and `stop` what is to be stopped."""
 
-    def __init__(self, folder: Path, embedder_url: str) -> None:
+    def __init__(self, folder: Path, embedder_url: str, **variables: str) -> None:
         self.folder = folder
+        self._variables = variables
         self.manifests, self.data = folder / "manifests", folder / "data"
         self.manifests.mkdir(parents=True)
         secret = self.data / "secrets" / NAMESPACE / "admin"
@@ -127,7 +128,7 @@ class Site:
                 self._leashes[name] = leash.start(
                     [sys.executable, "-m", "polaris_cli.main", *self._arguments[name]],
                     log,
-                    env={**environment, **self._environments[name]},
+                    env={**environment, **self._environments[name], **self._variables},
                 )
         if "serve" in (names or self._arguments):
             wait_for("the service to answer", lambda: answers(f"{self.url}/livez"))
@@ -241,9 +242,9 @@ class Site:
 
 
 @contextmanager
-def site(folder: Path, embedder_url: str) -> Iterator[Site]:
-    """An installation that ends with the context."""
-    made = Site(folder, embedder_url)
+def site(folder: Path, embedder_url: str, **variables: str) -> Iterator[Site]:
+    """An installation that ends with the context; its programs have these variables too."""
+    made = Site(folder, embedder_url, **variables)
     try:
         yield made
     finally:

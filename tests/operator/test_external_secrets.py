@@ -14,7 +14,7 @@ from polaris_cli.up.postgres import LocalPostgres
 from scenes.folder import FolderScene, database_manifest
 from scenes.roles import operator_login
 
-EXAMPLE = Path(__file__).parents[2] / "docs/examples/cluster/external-secrets.yaml"
+EXAMPLE = Path(__file__).parents[2] / "docs/examples/external-secrets/database.yaml"
 
 
 def example() -> dict[str, dict[str, Any]]:

@@ -26,6 +26,7 @@ import numpy as np
 import orjson
 
 from polaris.errors import EmbedderRefused, EmbedderUnavailable
+from polaris.telemetry import trace_headers
 from polaris_service.embed.models import final_texts, known
 from polaris_service.embed.provider import (
     Kind,
@@ -234,7 +235,7 @@ class RemoteProvider:
             return await self._send(method, path, content)
 
     async def _send(self, method: str, path: str, content: bytes | None) -> tuple[int, httpx.Headers, bytes]:
-        headers = {"Accept": "application/json", **self._authorization()}
+        headers = {"Accept": "application/json", **trace_headers(), **self._authorization()}
         if content is not None:
             headers["Content-Type"] = "application/json"
         url = self._root + path

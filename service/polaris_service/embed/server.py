@@ -25,6 +25,7 @@ from polaris_service.bodies import read_json
 from polaris_service.certificate import Certificate
 from polaris_service.embed.provider import Kind, OfferedModel, Provider, Vectors
 from polaris_service.metrics import CONTENT_TYPE, HttpMetrics
+from polaris_service.observed import Observed
 from polaris_service.problems import Kind as ProblemKind
 from polaris_service.problems import problem_response
 
@@ -43,7 +44,8 @@ def create_app(
     certificate: Certificate | None = None,
 ) -> FastAPI:
     """Return the application. It warms the provider up when it starts, and closes it when it stops."""
-    server = _Server(provider, metrics or HttpMetrics(), max_body_bytes, certificate)
+    metrics = metrics or HttpMetrics()
+    server = _Server(provider, metrics, max_body_bytes, certificate)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -62,10 +64,13 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        # `Observed` makes the spans, of the trace that service and worker hand over.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     # What is a part that fails to the service is ourselves to our callers.
     problems.install(app, {EmbedderUnavailable: ProblemKind(503, "overloaded", "Overloaded")})
     server.add_routes(app)
+    app.middleware_stack = Observed(app.build_middleware_stack(), metrics)
     return app
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
 from starlette.requests import Request
 
 from polaris.errors import Forbidden, Unauthenticated
+from polaris_service.admission import SCOPE_KEY, Admission
 from polaris_service.gate.access import Access, Caller
-
-# Key of the request's scope under which the audit finds what was admitted.
-SCOPE_KEY = "polaris.admission"
 
 
 class Policy(Protocol):
@@ -35,16 +32,6 @@ class Policy(Protocol):
     async def stop(self) -> None:
         """Close it."""
         ...
-
-
-@dataclass
-class Admission:
-    """What the audit writes down of a request; no text, no token."""
-
-    caller: str = ""
-    access: Access | None = None
-    namespace: str = ""
-    name: str = ""
 
 
 class Gate:
