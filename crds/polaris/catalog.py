@@ -73,6 +73,8 @@ class Catalog(Base):
     """Eight hexadecimal digits; part of the names of all roles."""
     oldest_code: Mapped[int]
     """The lowest `polaris.CATALOG_LEVEL` that may use this catalog."""
+    level: Mapped[int] = mapped_column(server_default=text("2"))
+    """The number of the newest migration; code whose `polaris.CATALOG_LEVEL` is higher waits for its own."""
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
 

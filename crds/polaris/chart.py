@@ -54,6 +54,7 @@ NAMED: dict[str, Schema] = {
     "strings": {"type": "object", "additionalProperties": {"type": "string"}, "examples": [{"team": "a"}]},
     "name": _text(f"({_NAME})?", "another", maxLength=253),
     "names": _list(_text(_NAME, maxLength=253), "another"),
+    "accounts": _list(_text(rf"(\*|{_NAME})", maxLength=253), "another"),
     "namespaces": _list(_text(_LABEL, maxLength=63), "default"),
     "secret": _text(_NAME, "another", maxLength=253),
     "optionalSecret": _text(f"({_NAME})?", "another", maxLength=253),

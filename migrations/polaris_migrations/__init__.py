@@ -2,8 +2,9 @@
 
 A migration is named `NNNN_expand_…` (it may run before the new code does, and older code goes on
 working) or `NNNN_contract_…` (it takes away what only older code used, and raises
-`catalog.oldest_code`). Two versions of POLARIS so run side by side during an upgrade, and a roll
-back of the code needs no roll back of the catalog.
+`catalog.oldest_code`); either writes its number into `catalog.level`, and code that needs it is not
+ready before. Two versions of POLARIS so run side by side during an upgrade, and a roll back of the
+code needs no roll back of the catalog.
 """
 
 from polaris_migrations.run import (

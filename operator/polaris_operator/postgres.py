@@ -41,7 +41,7 @@ from polaris.errors import (
 from polaris.spec import TlsMode
 from polaris.sql import Sql, compose, identifier, literal
 from polaris.telemetry import logger
-from polaris_operator import bootstrap
+from polaris_operator import bootstrap, sessions
 from polaris_operator.steps import BuildIndex, ExecuteAlone
 from polaris_operator.world.index import BuildFailure
 
@@ -77,20 +77,29 @@ ON CONFLICT (installation_id) DO UPDATE SET holder = excluded.holder,
   epoch = CASE WHEN fence.holder = excluded.holder THEN fence.epoch ELSE fence.epoch + 1 END
 RETURNING epoch
 """
-_END_OLDER = """
+_END_OLDER = compose(
+    """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 WHERE pid <> pg_backend_pid() AND CASE WHEN application_name ~ %(ours)s
-  THEN split_part(application_name, '/', 4)::bigint < %(epoch)s ELSE false END
-"""
+  THEN {its} < %(epoch)s ELSE false END
+""",
+    its=sessions.EPOCH,
+)
+_BUILDS = compose(
+    "SELECT count(*) FROM pg_stat_activity WHERE usename = session_user AND application_name ~ {builds}",
+    builds=sessions.BUILDS,
+)
 # Who holds a lock that a plain CREATE INDEX waits for, the oldest first.
-_HOLDERS = """
-SELECT format('%%s (pid %%s, %%s since %%s)', coalesce(a.usename, a.backend_type), a.pid,
-  coalesce(a.state, 'working'), to_char(a.xact_start, 'HH24:MI:SS'))
+_HOLDERS = compose(
+    """
+SELECT {holder}
 FROM pg_stat_activity a WHERE a.pid <> pg_backend_pid() AND EXISTS (
   SELECT FROM pg_locks l WHERE l.pid = a.pid AND l.granted AND l.relation = to_regclass(%s)
     AND l.mode NOT IN ('AccessShareLock', 'RowShareLock', 'ShareLock'))
 ORDER BY a.xact_start, a.pid LIMIT 3
-"""
+""",
+    holder=sessions.told("a"),
+)
 
 
 @dataclass(frozen=True)
@@ -264,7 +273,7 @@ class Postgres:
                 _TAKE_OVER, {"id": str(installation), "name": name, "holder": holder}
             ).scalar_one()
             fence = Fence(installation, epoch, holder)
-            ours = f"^{_application(fence, '(work|alone)', '[0-9]+')}$"
+            ours = f"^{sessions.name(installation, '(work|alone)', '[0-9]+')}$"
             connection.exec_driver_sql(_END_OLDER, {"ours": ours, "epoch": epoch})
         self.fence = fence
         self._renew()  # The name of the sessions tells their epoch.
@@ -290,12 +299,7 @@ class Postgres:
     def builds(self) -> bool:
         """Whether a build lives in a session of the present login; False where nobody answers."""
         with contextlib.suppress(PolarisError), self.probe() as connection:
-            return bool(
-                connection.exec_driver_sql(
-                    "SELECT count(*) FROM pg_stat_activity WHERE usename = session_user"
-                    " AND application_name LIKE 'polaris-operator/%%/build/%%'"
-                ).scalar_one()
-            )
+            return bool(run(connection, _BUILDS).scalar_one())
         return False
 
     def administer(self, statements: Sequence[Sql]) -> None:
@@ -368,7 +372,7 @@ class Postgres:
         """Open a connection outside of any transaction, with settings of its own."""
         with _translated(), self._single.connect() as pristine:
             connection = pristine.execution_options(isolation_level="AUTOCOMMIT")
-            name = _application(self.fence, kind)
+            name = self._named(kind)
             # The server is not to give up a build because we are gone (PostgreSQL 14 and newer).
             run(
                 connection,
@@ -416,7 +420,7 @@ class Postgres:
         )
         arguments = {
             "sslmode": server.sslmode.value,
-            "application_name": _application(self.fence, "work"),
+            "application_name": self._named("work"),
             "connect_timeout": _CONNECT_SECONDS,
             "keepalives_idle": 30,
             "keepalives_interval": 10,
@@ -439,18 +443,16 @@ class Postgres:
             create_engine(url, connect_args=arguments, poolclass=NullPool),
         )
 
+    def _named(self, kind: str) -> str:
+        fence = self.fence
+        return sessions.name(fence.installation, kind, fence.epoch) if fence else sessions.PROGRAM
+
     def _authorities(self) -> str:
         if self.server.ca is None:
             return next((path for path in _SYSTEM_AUTHORITIES if Path(path).exists()), "system")
         path = Path(self._folder.name, f"{names.digest({'ca': self.server.ca})}.crt")
         path.write_text(self.server.ca)
         return str(path)
-
-
-def _application(fence: Fence | None, kind: str, epoch: str | None = None) -> str:
-    if fence is None:
-        return "polaris-operator"
-    return f"polaris-operator/{str(fence.installation)[:8]}/{kind}/{epoch or fence.epoch}"
 
 
 def _become_operator(connection: Connection, statement: str, database: str) -> None:

@@ -73,7 +73,7 @@ JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid
 WHERE e.extname = 'vector' AND t.typname = 'vector'
 """
 # A revoked login still answers SELECT 1 in a session that is open, and fails on every table.
-_PROBE = "SELECT id, oldest_code FROM polaris.catalog"
+_PROBE = "SELECT id, oldest_code, level FROM polaris.catalog"
 
 
 class NoDatabaseYet(DatabaseUnavailable):
@@ -88,10 +88,20 @@ class LoginRefused(DatabaseUnavailable):
     code: ClassVar[str] = "database-login-refused"
 
 
-class CatalogTooNew(DatabaseUnavailable):
+class CatalogMismatch(DatabaseUnavailable):
+    """The catalog is not one for this code, so this process is to be sent no requests: another's may be."""
+
+
+class CatalogTooNew(CatalogMismatch):
     """The catalog no longer serves code as old as this."""
 
     code: ClassVar[str] = "catalog-too-new"
+
+
+class CatalogTooOld(CatalogMismatch):
+    """The migration that this code needs has not come yet."""
+
+    code: ClassVar[str] = "catalog-too-old"
 
 
 class TableMissing(DatabaseUnavailable):
@@ -319,6 +329,11 @@ class Database:
         return None if self._bound else self._why_not
 
     @property
+    def suited(self) -> bool:
+        """False where the catalog is of another level than this code works with: send requests elsewhere."""
+        return not isinstance(self.problem, CatalogMismatch)
+
+    @property
     def catalog(self) -> str:
         """The catalog's id; raises DatabaseUnavailable where there is no pool."""
         return self._present().catalog
@@ -481,14 +496,13 @@ class Database:
             async with asyncio.timeout(2 * _CONNECT_SECONDS):
                 await pool
                 warm = [await pool.acquire() for _ in range(min(_WARM, self._size))]
-                row = await warm[0].fetchrow(_PROBE)
+                catalog = await _suited(warm[0])
                 vector_schema = await warm[0].fetchval(_TYPES)
                 for connection in warm:
                     await pool.release(connection)
-            _check_level(row)
             if vector_schema is None:
                 raise NoDatabaseYet("the database has no extension vector yet", 2.0)
-            return _Bound(login, pool, row["id"], vector_schema)
+            return _Bound(login, pool, catalog, vector_schema)
         except (*_DRIVERS, PolarisError) as error:
             if pool is not None:
                 pool.terminate()
@@ -554,15 +568,14 @@ class Database:
                 polaris.CATALOG_LEVEL,
             )
             await connection.execute(_SWEEP, SWEEP_SECONDS)
-            row = await connection.fetchrow(_PROBE)
-        try:
-            _check_level(row)
-        except CatalogTooNew as error:
-            _log.error("catalog too new", why=str(error))
-            if self._bound is bound:
-                self._why_not, self._bound = error, None
-                self._metrics.database_up.set(0)
-                self._drain(bound, seconds=_DRAIN_SECONDS)
+            try:
+                await _suited(connection)
+            except CatalogMismatch as error:
+                _log.error("catalog does not suit", why=str(error))
+                if self._bound is bound:
+                    self._why_not, self._bound = error, None
+                    self._metrics.database_up.set(0)
+                    self._drain(bound, seconds=_DRAIN_SECONDS)
 
     @contextlib.asynccontextmanager
     async def _primary(self, login: Login) -> AsyncIterator[Connection]:
@@ -672,15 +685,22 @@ async def _register(connection: asyncpg.Connection) -> None:
         await register_vector(connection, schema=schema)
 
 
-def _check_level(row: asyncpg.Record | None) -> None:
+async def _suited(connection: Connection) -> str:
+    """Return the id of the catalog that a connection leads to; raises CatalogMismatch or NoDatabaseYet."""
+    we = f"this is POLARIS {polaris.__version__} (catalog level {polaris.CATALOG_LEVEL})"
+    try:
+        row = await connection.fetchrow(_PROBE)
+    except asyncpg.UndefinedColumnError:  # Level 1 did not say so yet.
+        raise CatalogTooOld(f"{we}, and the catalog is at level 1: it waits to be migrated", 2.0) from None
     if row is None:
         raise NoDatabaseYet("the database has no catalog yet", 2.0)
     if row["oldest_code"] > polaris.CATALOG_LEVEL:
         raise CatalogTooNew(
-            f"this is POLARIS {polaris.__version__} (catalog level {polaris.CATALOG_LEVEL}),"
-            f" and the catalog needs level {row['oldest_code']} or newer: upgrade POLARIS",
-            retry_after=30.0,
+            f"{we}, and the catalog needs level {row['oldest_code']} or newer: upgrade POLARIS", 30.0
         )
+    if row["level"] < polaris.CATALOG_LEVEL:
+        raise CatalogTooOld(f"{we}, and the catalog is at level {row['level']}: it waits to be migrated", 2.0)
+    return str(row["id"])
 
 
 def _why(error: BaseException) -> DatabaseUnavailable:

@@ -410,7 +410,7 @@ def health_app(database: Database, embedders: Embedders, worker: Worker, metrics
         return PlainTextResponse("ok\n") if worker.alive else PlainTextResponse("stopped\n", 500)
 
     async def readyz(_: Request) -> Response:
-        return PlainTextResponse(f"{database.problem or 'ok'}\n")
+        return PlainTextResponse(f"{database.problem or 'ok'}\n", 200 if database.suited else 503)
 
     async def exposition(_: Request) -> Response:
         return Response(metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})

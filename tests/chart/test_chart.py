@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import yaml
 from chart.rendered import CHART, CRDS, NAMESPACE, ROOT, render
 from kube.cluster import Cluster
 from kube.helm import helm
+from scenes.cluster import RULES
 
 pytestmark = pytest.mark.kubernetes
 
@@ -251,7 +253,13 @@ def test_the_way_out_is_open_to_what_a_part_needs() -> None:
     }
     outside = ("--set=embedder.enabled=false", "--set=embedder.url=https://embed.example.com")
     assert ports(*outside)["worker"] == {53, 5432, 443}
-    assert 4318 in ports("--set=tracing.endpoint=http://otel:4318")["embedder"]
+    another = ("--set=embedder.enabled=false", "--set=embedder.url=http://polaris-embedder.rag.svc:8081")
+    assert ports(*another)["worker"] == {53, 5432, 443, 8081}
+    writes = ("kind=openai", "url=http://vllm:8000", "model=a")
+    asked = ports(*(f"--set=service.generator.{value}" for value in writes))
+    assert asked["service"] - asked["worker"] >= {8000}
+    assert ports("--set=tracing.endpoint=http://otel:4318")["embedder"] == {53, 4318}
+    assert ports("--set=tracing.endpoint=http://otel")["embedder"] == {53, 4318, 80}
 
 
 def test_a_namespaced_operator_is_let_do_what_it_must_where_it_looks_only() -> None:
@@ -266,6 +274,33 @@ def test_a_namespaced_operator_is_let_do_what_it_must_where_it_looks_only() -> N
         assert token["resourceNames"] == ["polaris-vault"]
     to_bind = {o["metadata"]["name"] for o in objects if o["kind"] == "Role"} - {"polaris-operator"}
     assert to_bind == {"polaris-query", "polaris-writer", "polaris-admin", "polaris-database-admin"}
+
+
+@pytest.mark.parametrize(
+    ("values", "accounts"),
+    [
+        ((), ["polaris-vault"]),
+        (("--set=demo.enabled=true",), ["polaris-vault", "polaris-demo-vault"]),
+        (("--set-json=rbac.vaultServiceAccounts=[]",), None),
+        (("--set=rbac.vaultServiceAccounts={*}",), []),
+    ],
+    ids=["unless said otherwise", "with the demo", "none", "every one"],
+)
+def test_the_operator_is_let_be_those_only_that_are_named(
+    values: Sequence[str], accounts: list[str] | None
+) -> None:
+    roles = (o for o in render(*values) if o["kind"] == "ClusterRole")
+    (operator,) = (role for role in roles if role["metadata"]["name"].endswith("-operator"))
+    tokens = [rule for rule in operator["rules"] if "serviceaccounts/token" in rule["resources"]]
+    assert [rule.get("resourceNames", []) for rule in tokens] == ([] if accounts is None else [accounts])
+
+
+def test_the_operator_s_rights_are_those_with_which_it_is_tested() -> None:
+    objects = render("--set=rbac.vaultServiceAccounts={*}")
+    (role,) = (
+        o for o in objects if o["kind"] == "ClusterRole" and o["metadata"]["name"].endswith("-operator")
+    )
+    assert role["rules"] == RULES
 
 
 def test_roles_are_another_s_business_where_the_chart_is_told_so() -> None:

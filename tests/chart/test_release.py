@@ -7,6 +7,7 @@ node, so nobody waits for pods.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import time
@@ -161,6 +162,43 @@ def test_a_release_is_installed_upgraded_rolled_back_and_uninstalled(crds: Clust
     assert names(crds) == set()
     assert not left_in_the_cluster(crds)
     assert get(crds, "pidx/handbook", "team-a")
+
+
+def released(folder: Path, version: str, digest: str) -> Path:
+    """The chart as a release publishes it: with its image's digest among its values."""
+    chart = folder / version / "polaris"
+    shutil.copytree(CHART, chart)
+    values, about = chart / "values.yaml", chart / "Chart.yaml"
+    values.write_text(
+        values.read_text("utf-8").replace('digest: ""', f'digest: "sha256:{digest}"', 1), "utf-8"
+    )
+    about.write_text(re.sub(r"(?m)^version: .*$", f"version: {version}", about.read_text("utf-8")), "utf-8")
+    return chart
+
+
+def test_an_upgrade_keeps_what_was_set_and_takes_the_new_version_s_image(
+    crds: Cluster, tmp_path: Path
+) -> None:
+    first, second = (released(tmp_path, f"0.{n}.0", digit * 64) for n, digit in ((1, "a"), (2, "b")))
+    crds.helm("install", "polaris", first, "-n", "rag", "--skip-crds", "--set=service.replicas=3")
+    (flag,) = set(re.findall(r"--\S*reuse-values", (ROOT / "docs/install.md").read_text("utf-8")))
+    crds.helm("upgrade", "polaris", second, "-n", "rag", flag)
+    spec = get(crds, "deployment/polaris-service")["spec"]
+    assert spec["replicas"] == 3
+    assert spec["template"]["spec"]["containers"][0]["image"] == f"polaris@sha256:{'b' * 64}"
+
+
+def test_names_that_are_long_or_alike_are_no_one_s_but_a_release_s_own(crds: Cluster) -> None:
+    long = "n" * 55
+    crds.helm("install", "polaris", CHART, "-n", long, "--create-namespace", "--skip-crds")
+    crds.helm("uninstall", "polaris", "-n", long, "--wait")
+    alone = ("--skip-crds", "--create-namespace", "--set=operator.enabled=false")
+    alike = (("polaris", "rag-second"), ("second-polaris", "rag"))
+    for release, namespace in alike:
+        crds.helm("install", release, CHART, "-n", namespace, *alone)
+    for release, namespace in alike:
+        crds.helm("uninstall", release, "-n", namespace, "--wait")
+    assert not left_in_the_cluster(crds)
 
 
 def left_in_the_cluster(cluster: Cluster) -> str:

@@ -71,6 +71,15 @@ def test_migrations_lead_to_exactly_the_declared_schema(engine: Engine) -> None:
         assert set(found.scalars()) == declared
 
 
+def test_the_catalog_says_which_migration_was_the_last(engine: Engine) -> None:
+    known = sorted(revision for revision in polaris_migrations.known_revisions() if revision)
+    assert int(known[-1]) == polaris.CATALOG_LEVEL
+    for revision in known[1:]:  # The first one did not say so yet.
+        with engine.begin() as connection:
+            polaris_migrations.upgrade(connection, revision)
+            assert connection.execute(text("SELECT level FROM polaris.catalog")).scalar_one() == int(revision)
+
+
 def test_every_migration_goes_down_again_and_leaves_nothing(engine: Engine) -> None:
     with engine.begin() as connection:
         polaris_migrations.upgrade(connection)

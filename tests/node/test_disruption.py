@@ -18,10 +18,12 @@ import httpx
 import pytest
 import yaml
 
+import polaris
 from kube.tool import ToolError
 from node import images
 from node.node import Node
 from node.test_chart import CHART, use
+from polaris_migrations import HEAD
 
 pytestmark = pytest.mark.node
 
@@ -52,26 +54,30 @@ metadata: {name: asker}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: polaris-writer}
 subjects: [{kind: ServiceAccount, name: asker}]
 """
-MIGRATION = b'''
+LEVEL = polaris.CATALOG_LEVEL + 1
+REVISION = f"{LEVEL:04}"
+MIGRATION = f'''
 """What only the changed image has.
 
-Revision ID: 0002
-Revises: 0001
+Revision ID: {REVISION}
+Revises: {HEAD}
 """
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "{REVISION}"
+down_revision = "{HEAD}"
 
 
 def upgrade() -> None:
     op.add_column("indexes", sa.Column("note", sa.Text(), nullable=True), schema="polaris")
     op.add_column("generations", sa.Column("note", sa.Text(), nullable=True), schema="polaris")
+    op.execute("UPDATE polaris.catalog SET level = {LEVEL}")
 
 
 def downgrade() -> None:
+    op.execute("UPDATE polaris.catalog SET level = {LEVEL - 1}")
     op.drop_column("generations", "note", schema="polaris")
     op.drop_column("indexes", "note", schema="polaris")
 '''
@@ -214,7 +220,7 @@ def system(
 
 
 def changed_image(image: images.Image, target: Path) -> images.Image:
-    """The next version: another version number, another level, and a migration more."""
+    """The next version: another version number, and a migration more, without which it is not ready."""
     found = images.files_of(
         image, "polaris/__init__.py", "polaris_migrations/versions/0001_expand_catalog.py"
     )
@@ -222,10 +228,10 @@ def changed_image(image: images.Image, target: Path) -> images.Image:
     (first,) = (path for path in found if path.endswith("0001_expand_catalog.py"))
     text = found[code].decode()
     text = text.replace('__version__ = "', '__version__ = "1').replace(
-        "CATALOG_LEVEL = 1", "CATALOG_LEVEL = 2"
+        f"CATALOG_LEVEL = {LEVEL - 1}", f"CATALOG_LEVEL = {LEVEL}"
     )
-    second = first.replace("0001_expand_catalog", "0002_expand_note")
-    files = {code: text.encode(), second: MIGRATION}
+    second = first.replace("0001_expand_catalog", f"{REVISION}_expand_note")
+    files = {code: text.encode(), second: MIGRATION.encode()}
     return images.changed(image, image.name.replace(":test", ":changed"), files, target)
 
 
@@ -320,7 +326,7 @@ def test_an_upgrade_with_a_migration_and_its_rollback_cost_no_request(
         running = {pod["spec"]["containers"][0]["image"] for pod in system.pods("service")}
         assert running == {system.changed.name}
         deadline = time.monotonic() + 60
-        while system.revision() != "0002":
+        while system.revision() != REVISION:
             assert time.monotonic() < deadline
             time.sleep(0.5)
     report(f"upgrade: {summary(asked)}")
@@ -329,7 +335,7 @@ def test_an_upgrade_with_a_migration_and_its_rollback_cost_no_request(
         system.node.helm("rollback", "polaris", "-n", NAMESPACE, "--wait", "--timeout=180s")
     report(f"rollback: {summary(asked)}")
     none_failed(asked)
-    assert system.revision() == "0002"  # which the code of before goes on with
+    assert system.revision() == REVISION  # which the code of before goes on with
     system.kubectl("wait", "--for=condition=Ready", "pgdb/main", "pidx/rules", "--timeout=60s")
 
 

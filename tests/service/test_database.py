@@ -16,9 +16,18 @@ import numpy as np
 import pytest
 import trustme
 
+from polaris import CATALOG_LEVEL
 from polaris.errors import DatabaseUnavailable, DeadlineExceeded, Overloaded
 from polaris_service import database as module
-from polaris_service.database import CatalogTooNew, Database, LoginRefused, NoDatabaseYet, Purpose, translate
+from polaris_service.database import (
+    CatalogTooNew,
+    CatalogTooOld,
+    Database,
+    LoginRefused,
+    NoDatabaseYet,
+    Purpose,
+    translate,
+)
 from polaris_service.login import Login, read_login
 from polaris_service.metrics import Metrics
 from service.made import Made, Secret
@@ -200,7 +209,7 @@ async def test_a_consumer_says_who_it_is_and_says_good_bye(own: Made) -> None:
     async with started(database):
         await until(lambda: reported(own, database) is not None)
         row = own.run("SELECT kind, username, query_url, catalog_level FROM polaris.consumers")
-        assert row == [("query", own.logins["query"], "https://rag.example", 1)]
+        assert row == [("query", own.logins["query"], "https://rag.example", CATALOG_LEVEL)]
     assert own.run("SELECT FROM polaris.consumers") == []
 
 
@@ -229,10 +238,40 @@ async def test_a_catalog_for_newer_code_is_refused_with_both_levels(own: Made) -
     async with started(own.connect()) as database:
         own.run("UPDATE polaris.catalog SET oldest_code = 99")
         await until(lambda: isinstance(database.problem, CatalogTooNew))
-        with pytest.raises(CatalogTooNew, match=r"level 1\), and the catalog needs level 99"):
+        with pytest.raises(CatalogTooNew, match=r"level \d+\), and the catalog needs level 99"):
             await answers(database)
+        assert not database.suited
         own.run("UPDATE polaris.catalog SET oldest_code = 1")
         await until(lambda: database.problem is None)
+        assert database.suited
+
+
+@pytest.mark.parametrize(
+    ("back", "again"),
+    [
+        ("UPDATE polaris.catalog SET level = 1", f"UPDATE polaris.catalog SET level = {CATALOG_LEVEL}"),
+        (
+            "ALTER TABLE polaris.catalog DROP level",
+            f"ALTER TABLE polaris.catalog ADD level integer NOT NULL DEFAULT {CATALOG_LEVEL}",
+        ),
+    ],
+    ids=["an older one", "the first, which did not say"],
+)
+async def test_code_that_came_before_its_migration_waits_for_it(own: Made, back: str, again: str) -> None:
+    own.run(back)
+    async with started(own.connect()) as database:
+        assert isinstance(database.problem, CatalogTooOld)
+        assert "the catalog is at level 1: it waits to be migrated" in str(database.problem)
+        assert not database.suited
+        own.run(again)
+        await until(lambda: database.problem is None)
+        assert await answers(database) == own.logins["query"]
+
+
+async def test_a_catalog_that_goes_back_below_running_code_is_noticed(own: Made) -> None:
+    async with started(own.connect()) as database:
+        own.run("ALTER TABLE polaris.catalog DROP level")
+        await until(lambda: isinstance(database.problem, CatalogTooOld))
 
 
 async def test_a_database_without_a_catalog_is_none_yet(own: Made) -> None:

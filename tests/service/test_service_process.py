@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, ClassVar
 import httpx
 import pytest
 
+from polaris import CATALOG_LEVEL
 from service.made import Index, Made
 from service.processes import Program, running
 
@@ -160,6 +162,23 @@ def test_spans_tell_routes_and_statements_and_nothing_of_documents(own: Made, tm
     assert b"sql write" in sent
     assert bytes.fromhex("ab" * 16) in sent
     assert b"of-somebody" not in sent
+
+
+def test_a_service_newer_than_its_catalog_is_not_ready_and_says_why(own: Made, tmp_path: Path) -> None:
+    """So a release whose migration has not come replaces no pod of the version before."""
+    own.run("UPDATE polaris.catalog SET level = 1")
+    with (
+        running("service", own, tmp_path) as service,
+        httpx.Client(base_url=service.url, trust_env=False) as http,
+    ):
+        while (ready := http.get("/readyz")).status_code == 200:
+            time.sleep(0.05)
+        assert "the catalog is at level 1: it waits to be migrated" in ready.text
+        assert http.get("/livez").status_code == 200
+        assert http.get("/v1/indexes/team/any").json()["code"] == "catalog-too-old"
+        own.run(f"UPDATE polaris.catalog SET level = {CATALOG_LEVEL}")
+        while http.get("/readyz").status_code == 503:
+            time.sleep(0.05)
 
 
 def test_a_service_before_its_secret_is_there_is_ready_and_says_why_not(made: Made, tmp_path: Path) -> None:

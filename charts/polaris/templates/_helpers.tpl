@@ -12,9 +12,12 @@
 {{- end -}}
 {{- end -}}
 
-{{/* Names of objects that belong to no namespace: they have to tell two releases apart. */}}
+{{/*
+Names of objects that belong to no namespace: they have to tell two releases apart, so a character stands between that
+namespaces and releases can't have. Names of roles may have it, and are not cut.
+*/}}
 {{- define "polaris.clusterName" -}}
-{{- printf "%s-%s-%s" .root.Release.Namespace (include "polaris.fullname" .root) .part | trunc 63 | trimSuffix "-" -}}
+{{- printf "%s:%s-%s" .root.Release.Namespace (include "polaris.fullname" .root) .part | quote -}}
 {{- end -}}
 
 {{/*

@@ -12,6 +12,8 @@ from sqlalchemy import Connection, text
 import polaris_migrations
 from polaris import names
 from polaris.spec import PolarisDatabaseSpec
+from polaris.sql import compose
+from polaris_operator import sessions
 from polaris_operator.bootstrap import NEEDED_WITH_VAULT_ONLY, Grant
 from polaris_operator.doors import Doors
 from polaris_operator.objects import Key, Resource
@@ -86,12 +88,17 @@ _INDEXES = text("""
 SELECT namespace || '/' || name AS name, installation_id = :installation AS ours
 FROM polaris.indexes WHERE state <> 'released' ORDER BY 1
 """)
-_OWN = text("""
+_OWN = text(
+    compose(
+        """
 SELECT c.id, c.epoch, c.username, c.lease_id, c.state,
   EXISTS (SELECT FROM pg_stat_activity a WHERE a.usename = c.username
-    AND a.application_name ~ '^polaris-operator/[^/]+/build/') AS builds
+    AND a.application_name ~ {builds}) AS builds
 FROM polaris.credentials c WHERE c.owner = :owner ORDER BY c.epoch
-""")
+""",
+        builds=sessions.BUILDS,
+    )
+)
 
 
 def gather_database(

@@ -20,6 +20,7 @@ from polaris import layout, names
 from polaris.catalog import CONSUMER_TIMEOUT_SECONDS
 from polaris.spec import Embedding
 from polaris.sql import Sql, compose, identifier, join
+from polaris_operator import sessions
 from polaris_operator.world.index import (
     Build,
     Claim,
@@ -142,23 +143,28 @@ LEFT JOIN pg_opclass o ON o.oid = i.indclass[0]
 WHERE n.nspname = ANY(CAST(:schemas AS text[]))
 """)
 
-_LOCKS = text("""
+_LOCKS = text(
+    compose(
+        """
 SELECT l.pid, (CAST(l.classid AS bigint) << 32) | CAST(l.objid AS bigint) AS key,
-  (SELECT array_agg(format('%s (pid %s, %s since %s)', coalesce(b.usename, b.backend_type), b.pid,
-       coalesce(b.state, 'working'), to_char(b.xact_start, 'HH24:MI:SS')) ORDER BY b.pid)
+  (SELECT array_agg({session} ORDER BY b.pid)
    FROM pg_stat_activity b WHERE b.pid = ANY(pg_blocking_pids(l.pid))) AS waits_for
 FROM pg_locks l
 WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-""")
+""",
+        session=sessions.told("b"),
+    )
+)
 
-_BUILDS = text("""
+_BUILDS = text(
+    compose(
+        """
 SELECT p.pid, n.nspname AS schema, t.relname AS table, x.relname AS index, p.phase,
   CASE WHEN p.blocks_total > 0 THEN p.blocks_done ELSE p.tuples_done END AS done,
   CASE WHEN p.blocks_total > 0 THEN p.blocks_total ELSE p.tuples_total END AS total,
   a.query_start AS started_at,
-  (SELECT coalesce(json_agg(format('%s (pid %s, %s since %s)', coalesce(b.usename, b.backend_type), b.pid,
-       coalesce(b.state, 'working'), to_char(b.xact_start, 'HH24:MI:SS')) ORDER BY b.pid), '[]')
+  (SELECT coalesce(json_agg({session} ORDER BY b.pid), '[]')
    FROM pg_stat_activity b WHERE b.pid = ANY(pg_blocking_pids(p.pid))) AS blocked_by
 FROM pg_stat_progress_create_index p
 JOIN pg_class t ON t.oid = p.relid
@@ -166,7 +172,10 @@ JOIN pg_namespace n ON n.oid = t.relnamespace
 LEFT JOIN pg_class x ON x.oid = p.index_relid
 LEFT JOIN pg_stat_activity a ON a.pid = p.pid
 WHERE p.datname = current_database()
-""")
+""",
+        session=sessions.told("b"),
+    )
+)
 
 
 @dataclass

@@ -21,11 +21,13 @@ def router(parts: Parts) -> APIRouter:
         """200 with what is wrong: with the database, with the certificate that is served.
 
         It stays 200 while the database is away: a service that is taken out of its Service could tell
-        nobody why (503 with a reason), and would come back later than it could.
+        nobody why (503 with a reason), and would come back later than it could. A catalog of another
+        level is another matter: there a release stops, and pods of the version before it go on.
         """
         note = parts.certificate.problem if parts.certificate else None
         problems = [str(problem) for problem in (parts.database.problem, note) if problem]
-        return Response(f"{'; '.join(problems) or 'ok'}\n", media_type="text/plain")
+        status = 200 if parts.database.suited else 503
+        return Response(f"{'; '.join(problems) or 'ok'}\n", status, media_type="text/plain")
 
     @routes.get("/metrics", summary="Metrics in Prometheus' format")
     async def metrics() -> Response:
