@@ -39,7 +39,7 @@ DEMO = (
     r"--set=demo.nodeSelector.kubernetes\.io/hostname=node-1",
 )
 # In the pod of the demo's PostgreSQL.
-REVISION = (
+SHOW_REVISION = (
     "PGPASSWORD=$(cat /data/postgres/superuser.password) psql --host=127.0.0.1 --username=postgres"
     " --dbname=polaris --tuples-only --no-align --command='SELECT version_num FROM polaris.alembic_version'"
 )
@@ -139,7 +139,7 @@ class System:
 
     def revision(self) -> str:
         """The catalog's."""
-        command = ("exec", "polaris-demo-0", "-c", "postgres", "--", "sh", "-c", REVISION)
+        command = ("exec", "polaris-demo-0", "-c", "postgres", "--", "sh", "-c", SHOW_REVISION)
         return self.kubectl(*command).strip()
 
     @contextmanager
