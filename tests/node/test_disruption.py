@@ -1,6 +1,6 @@
 """What is planned costs no request: upgrades, rollbacks, drains, evictions; a kill costs those in flight.
 
-A pod asks 50 times a second meanwhile (`load.py`); each test looks at what was sent while it ran.
+A pod asks 50 times a second meanwhile (`load.py`); each test looks at what was due while it ran.
 """
 
 from __future__ import annotations
@@ -85,9 +85,9 @@ def downgrade() -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """One request of the load: times in seconds since 1970."""
+    """One request of the load; `due` in seconds since 1970, `took` in seconds."""
 
-    sent: float
+    due: float
     took: float
     kind: str
     said: str
@@ -95,7 +95,7 @@ class Asked:
 
     @property
     def answered(self) -> float:
-        return self.sent + self.took
+        return self.due + self.took
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +144,7 @@ class System:
 
     @contextmanager
     def under_load(self) -> Iterator[list[Asked]]:
-        """Do something while requests run; the list has, afterwards, those that were sent meanwhile."""
+        """Do something while requests run; the list has, afterwards, those that were due meanwhile."""
         seen: list[Asked] = []
         begun = time.time()
         time.sleep(1)
@@ -153,14 +153,14 @@ class System:
         time.sleep(2)
         ended = time.time()
         deadline = time.monotonic() + 60
-        # They are written down when they end: those sent by then, by and by.
+        # They are written down when they end: those due by then, by and by.
         while len(written := self._between(begun, ended)) < RATE * (ended - begun) - 1:
             assert time.monotonic() < deadline, f"{len(written)} requests in {ended - begun:.0f} s"
             time.sleep(1)
         seen += written
 
     def _between(self, begun: float, ended: float) -> list[Asked]:
-        return [asked for asked in self.asked() if begun <= asked.sent < ended]
+        return [asked for asked in self.asked() if begun <= asked.due < ended]
 
 
 def summary(asked: Sequence[Asked]) -> str:
@@ -392,6 +392,6 @@ def test_a_killed_service_costs_the_requests_in_flight_on_it_and_no_other(
         again += f"={container['restartCount'] + 1}"
         system.kubectl("wait", again, f"pod/{pod['metadata']['name']}", "--timeout=60s")
     failed = [each for each in asked if each.said != "ok"]
-    in_flight = [each for each in asked if each.sent <= after and each.answered >= before]
+    in_flight = [each for each in asked if each.due <= after and each.answered >= before]
     report(f"SIGKILL of a service pod: {summary(asked)}; {len(in_flight)} in flight")
     assert [each for each in failed if each not in in_flight] == []
