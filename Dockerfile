@@ -1,7 +1,8 @@
 # syntax=docker/dockerfile:1
 # Three images from one file: `--target polaris` (operator, service, worker, migrations, command line),
 # `--target embedder` (the local embedding model) and `--target demo` (PostgreSQL with pgvector and OpenBao, for
-# trying). The base is a digest in release builds.
+# trying). `--build-arg BASE=debian:trixie-slim@sha256:…` says which one exactly; `make images` brings a base of its own, made
+# from Debian's archive with its security updates.
 ARG BASE=debian:trixie-slim
 
 FROM ${BASE} AS build

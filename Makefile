@@ -64,7 +64,7 @@ test-node: $(VENV)/.dev ## what needs pods that run: on a node of its own (root)
 	@$(BIN)/python tests/node/run.py $(ARGS)
 
 images: $(VENV)/.dev ## build the images by buildah, without a registry (root), and show their sizes
-	@$(BIN)/python tests/node/images.py
+	@$(BIN)/python tests/node/images.py $(ARGS)
 
 sbom: $(VENV)/.dev ## what is in the images and under which licences, as CycloneDX
 	@$(BIN)/python tests/node/bom.py

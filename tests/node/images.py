@@ -30,11 +30,11 @@ if __name__ == "__main__":  # run by its path: the packages of the tests are one
 
 from kube import build
 from node import build as programs
+from polaris import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = "docker.io/library/debian:trixie-slim"
 TARGETS = {"polaris": "polaris", "embedder": "polaris-embedder", "demo": "polaris-demo"}
-TAG = "test"
 TOOLS = "test.polaris.dev/tools:1"
 """One program, `tools/main.go`: an HTTP server, and clients for HTTP and DNS."""
 _KEPT = 2
@@ -49,10 +49,30 @@ path-exclude /usr/share/lintian/*
 path-exclude /usr/share/locale/*
 path-exclude /usr/share/man/*
 """
+_MIRROR = "http://deb.debian.org/debian"
+_ARCHIVE = f"""
+Types: deb
+URIs: {_MIRROR}
+Suites: trixie trixie-updates
+Components: main
+Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
+
+Types: deb
+URIs: {_MIRROR}-security
+Suites: trixie-security
+Components: main
+Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
+"""
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+"""By what the archive's signature is checked; of Debian's package debian-archive-keyring."""
 _MAKE_BASE = f"""
 set -eu
-debootstrap --variant=minbase trixie "$1" >&2
+debootstrap --force-check-gpg --keyring={KEYRING} --variant=minbase trixie "$1" {_MIRROR} >&2
 printf '%s' {shlex.quote(_SLIM.lstrip())} > "$1/etc/dpkg/dpkg.cfg.d/slim"
+rm -f "$1/etc/apt/sources.list"
+printf '%s' {shlex.quote(_ARCHIVE.lstrip())} > "$1/etc/apt/sources.list.d/debian.sources"
+chroot "$1" apt-get update >&2
+DEBIAN_FRONTEND=noninteractive chroot "$1" apt-get dist-upgrade --yes --no-install-recommends >&2
 cd "$1"
 find usr/share/doc ! -type d ! -name copyright -delete
 find usr/share/doc -type d -empty -delete
@@ -119,8 +139,8 @@ def digests(archive: Path) -> list[str]:
 
 
 def name_of(target: str) -> str:
-    """The name by which pods know the image of that target."""
-    return f"docker.io/library/{TARGETS[target]}:{TAG}"
+    """The name by which pods know the image of that target: the one that the chart asks for."""
+    return f"docker.io/library/{TARGETS[target]}:{__version__}"
 
 
 def _build(target: str, name: str, archive: Path, tell: build.Say) -> None:
@@ -173,7 +193,7 @@ def _base(folder: Path, temporary: Path, tell: build.Say) -> Path:
 
 
 def _prune(folder: Path) -> None:
-    """Keep what is new of the images and of the layers that they share: each takes 0.5 to 1.5 GB."""
+    """Keep the newest of each image, and of the layers that they share: each takes 0.5 to 1.5 GB."""
     for pattern in ("storage-*", *(f"{name}-{'?' * 16}.tar" for name in TARGETS.values())):
         for old in sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime)[:-_KEPT]:
             if old.is_dir():
@@ -294,7 +314,7 @@ def of_tools(tell: build.Say = build.say) -> Image:
     """The image of the tests' own program, written into the cache. Raises BuildError."""
     target = build.cache_folder() / "images" / "tools.tar"
     target.parent.mkdir(parents=True, exist_ok=True)
-    program = programs.binaries(tell)["tools"]
+    program = build.binaries(("tools",), module=programs.RUNTIME, tell=tell)["tools"]
     return by_hand(TOOLS, {"/bin/tools": program}, ["/bin/tools"], target)
 
 
@@ -345,15 +365,18 @@ def changed(image: Image, name: str, files: Mapping[str, bytes], target: Path) -
 
 def main(arguments: Sequence[str]) -> int:
     """Build the images of the Dockerfile, and with `--tools` the tests' own; the exit code."""
-    if missing := [tool for tool in ("buildah", "debootstrap") if not shutil.which(tool)]:
+    missing = [tool for tool in ("buildah", "debootstrap") if not shutil.which(tool)]
+    if missing := [*missing, *([] if KEYRING.exists() else ["debian-archive-keyring"])]:
         print(f"install {' and '.join(missing)} first", file=sys.stderr)
         return 1
     try:
-        for image in map(of_polaris, TARGETS):
-            build.say(f"{image}, {image.archive}")
+        made = [of_polaris(target) for target in TARGETS]
+        for image in made:
+            build.say(str(image))
         if "--tools" in arguments:
-            image = of_tools()
-            build.say(f"image {image.name}, {image.archive}")
+            made.append(of_tools())
+        for image in made:
+            build.say(f"kind load image-archive {image.archive}")
     except build.BuildError as error:
         print(error, file=sys.stderr)
         return 1

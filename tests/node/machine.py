@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from kube import build
-from node import sandbox
+from node import images, sandbox
 
 GIVEN = "POLARIS_TEST_KUBECONFIG"
 """The environment variable that names a cluster to use instead."""
@@ -19,6 +19,8 @@ GIVEN = "POLARIS_TEST_KUBECONFIG"
 _PACKAGES: Mapping[str, str] = {
     "buildah": "buildah",
     "debootstrap": "debootstrap",
+    # By which the archive's signature is checked, in a Debian of any age.
+    str(images.KEYRING): "debian-archive-keyring",
     "nft": "nftables",
     "ip": "iproute2",
     "unshare": "util-linux",

@@ -232,7 +232,7 @@ def changed_image(image: images.Image, target: Path) -> images.Image:
     )
     second = first.replace("0001_expand_catalog", f"{REVISION}_expand_note")
     files = {code: text.encode(), second: MIGRATION.encode()}
-    return images.changed(image, image.name.replace(":test", ":changed"), files, target)
+    return images.changed(image, f"{image.name}-changed", files, target)
 
 
 def put_documents(system: System) -> None:

@@ -15,6 +15,7 @@ import yaml
 
 from kube import build
 from kube.helm import helm
+from node.images import TARGETS, name_of
 from pipeline.build import ROOT
 from polaris import __version__
 
@@ -61,18 +62,16 @@ def test_charts_have_the_version_of_the_program_before_they_are_packed_too() -> 
 
 def test_staging_installs_the_images_that_were_built(tmp_path: Path) -> None:
     deliver("package", DIST=str(tmp_path))
-    values = [f"--values={ROOT / '.ci' / name}.yaml" for name in ("staging", "images")]
-    done = helm("template", "polaris", tmp_path / f"polaris-{__version__}.tgz", *values)
+    values = f"--values={ROOT / '.ci/staging.yaml'}"
+    done = helm("template", "polaris", tmp_path / f"polaris-{__version__}.tgz", values)
     pods = [
         each["spec"]["template"]["spec"]
         for each in yaml.safe_load_all(done.stdout)
         if "template" in (each or {}).get("spec", {})
     ]
     containers = [container for pod in pods for container in pod["containers"]]
-    assert {each["image"] for each in containers} == {
-        f"docker.io/library/{name}:test" for name in ("polaris", "polaris-embedder", "polaris-demo")
-    }
-    assert {each["imagePullPolicy"] for each in containers} == {"Never"}
+    assert {f"docker.io/library/{each['image']}" for each in containers} == set(map(name_of, TARGETS))
+    assert {each["imagePullPolicy"] for each in containers} == {"IfNotPresent"}
 
 
 def test_a_released_chart_names_its_images_by_digest(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ OTHERS = {
     "docker build --target embedder --tag polaris-embedder:ci .": "the same",
     "docker run --rm --read-only polaris:ci --help": "and that it runs",
     "sudo apt-get update": "what `make images` says that it needs",
-    "sudo apt-get install --yes --no-install-recommends buildah debootstrap": "the same",
+    "sudo apt-get install --yes --no-install-recommends buildah debootstrap debian-archive-keyring": "too",
     'sudo chown --recursive "$(id --user)" .cache/images': "root built them, and somebody else uploads them",
 }
 _TYPED = re.compile(r'(?:sudo --preserve-env=[A-Z_,]+ )?make ([a-z-]+)(?: [A-Z_]+="?\$?[A-Za-z0-9_./-]*"?)*')
