@@ -210,6 +210,8 @@ def system(
         put_documents(system)
         system.kubectl("apply", "-f", "-", input=asker(polaris_archive))
         system.kubectl("wait", "--for=condition=Ready", "pod/asker", "--timeout=60s")
+        while not system.asked():
+            time.sleep(0.2)
     except (AssertionError, ToolError) as error:
         seen = system.kubectl("get", "pgdb,pidx,pods", "-o", "wide") + system.kubectl("describe", "pods")
         raise AssertionError(f"{error}\n{seen[-10000:]}") from error
