@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from polaris.names import CATALOG_SCHEMA, advisory_key
 
 _HERE = Path(__file__).parent
 _LOCK = advisory_key("polaris", "migrate")
+# Alembic keeps the connection that it works on in its modules: two threads with two databases, as the
+# operator's are, would run one's statements on the other's.
+_ALEMBIC = threading.Lock()
 # An operator says that it lives at each look at its PolarisDatabase, once a minute unless told otherwise.
 _OPERATOR_TIMEOUT_SECONDS = 180
 _RUNNING = text("""
@@ -60,7 +64,8 @@ def upgrade(connection: Connection, revision: str = "head") -> None:
     _lock(connection)
     if current_revision(connection) not in known_revisions():
         return  # A newer version's catalog: `check_code` says whether we may use it.
-    command.upgrade(_config(connection), revision)
+    with _ALEMBIC:
+        command.upgrade(_config(connection), revision)
 
 
 def downgrade(connection: Connection, revision: str) -> None:
@@ -72,7 +77,8 @@ def downgrade(connection: Connection, revision: str) -> None:
     _lock(connection)
     if running := _running(connection, 0 if revision == "base" else int(revision)):
         raise Conflict(f"the catalog is in use by {', '.join(running)}: stop what runs first")
-    command.downgrade(_config(connection), revision)
+    with _ALEMBIC:
+        command.downgrade(_config(connection), revision)
 
 
 def _running(connection: Connection, level: int) -> Sequence[str]:
@@ -86,7 +92,8 @@ def offline_sql(revision: str = "head") -> str:
     """Return the SQL that leads from nothing to `revision`, for administrators who run it themselves."""
     output = io.StringIO()
     output.write(f"CREATE SCHEMA IF NOT EXISTS {CATALOG_SCHEMA};\n\n")
-    command.upgrade(_config(output=output), revision, sql=True)
+    with _ALEMBIC:
+        command.upgrade(_config(output=output), revision, sql=True)
     return output.getvalue()
 
 

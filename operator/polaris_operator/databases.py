@@ -241,7 +241,8 @@ def _leave(entry: _Entry) -> None:
         entry.listener.stop()
     if entry.postgres is not None:
         entry.postgres.resign()
-        if not entry.postgres.builds():
+        # Revoking would end the session of a build; where that can't be known the lease ends by itself.
+        if entry.postgres.builds() is False:
             _revoke_own(entry)
         entry.postgres.close()
     entry.listener = entry.postgres = entry.doors = None

@@ -7,6 +7,7 @@ they decide nothing: retries, back-off and concurrency are the queue's.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,6 +18,9 @@ from polaris import API_GROUP, API_VERSION
 from polaris.spec import Kind
 from polaris_operator.kubernetes_api import PLURALS, KubernetesObjects
 from polaris_operator.objects import Key
+
+_LOOK_SECONDS = 0.2
+"""Between two looks whether to stop."""
 
 
 def registry(objects: KubernetesObjects, add: Callable[[Key], None]) -> kopf.OperatorRegistry:
@@ -70,12 +74,25 @@ async def watch(
     namespaces: Sequence[str],
     stop: threading.Event,
 ) -> None:
-    """Watch until told to stop."""
-    await kopf.operator(
-        registry=registry(objects, add),
-        settings=settings(),
-        clusterwide=not namespaces,
-        namespaces=list(namespaces),
-        standalone=True,
-        stop_flag=stop,
-    )
+    """Watch until told to stop; raises what kopf gives up for, when the API server is away for long."""
+    told = asyncio.Event()
+
+    async def tell() -> None:
+        while not stop.is_set():  # noqa: ASYNC110  it is set by another thread
+            await asyncio.sleep(_LOOK_SECONDS)
+        told.set()
+
+    # kopf would wait for the other kind of event in a thread, which nothing ends when kopf gives up:
+    # the loop could not be closed then, and nobody would begin anew.
+    telling = asyncio.create_task(tell())
+    try:
+        await kopf.operator(
+            registry=registry(objects, add),
+            settings=settings(),
+            clusterwide=not namespaces,
+            namespaces=list(namespaces),
+            standalone=True,
+            stop_flag=told,
+        )
+    finally:
+        telling.cancel()

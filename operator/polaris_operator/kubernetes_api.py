@@ -90,6 +90,8 @@ class KubernetesObjects:
         self._lock = threading.Lock()
         self._cache: dict[Key, Resource] = {}
         self._complete = False
+        self._gone: set[tuple[Key, str]] = set()
+        """What went since the last listing began."""
 
     # What is cached
 
@@ -128,6 +130,7 @@ class KubernetesObjects:
         with self._lock:
             known = self._cache.get(resource.key)
             if gone:
+                self._gone.add((resource.key, resource.uid))
                 if known is not None and known.uid == resource.uid:
                     del self._cache[resource.key]
                 return resource.key
@@ -137,8 +140,13 @@ class KubernetesObjects:
         return resource.key if known is None or _asks_more(resource, known) else None
 
     def relist(self) -> set[Key]:
-        """List everything, and return what is to be looked at: the new, the changed and the gone."""
-        started = {key: resource.resource_version for key, resource in self._snapshot().items()}
+        """List everything, and return what is to be looked at: the new, the changed and the gone.
+
+        What the watch sees go while we list stays gone: a page may have been read before.
+        """
+        with self._lock:
+            self._gone.clear()
+            started = {key: resource.resource_version for key, resource in self._cache.items()}
         found: dict[Key, Resource] = {}
         for kind in PLURALS:
             for body in self._list(kind):
@@ -147,6 +155,8 @@ class KubernetesObjects:
         changed = set()
         with self._lock:
             for key, resource in found.items():
+                if (key, resource.uid) in self._gone:
+                    continue
                 known = self._cache.get(key)
                 if known is None or known.uid != resource.uid or _newer(resource, known):
                     self._cache[key] = resource
@@ -159,10 +169,6 @@ class KubernetesObjects:
                     changed.add(key)
         self._complete = True
         return changed
-
-    def _snapshot(self) -> dict[Key, Resource]:
-        with self._lock:
-            return dict(self._cache)
 
     def _list(self, kind: Kind) -> Iterator[dict[str, Any]]:
         for path in self._list_paths(kind):

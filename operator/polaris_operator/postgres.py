@@ -296,11 +296,11 @@ class Postgres:
             id=literal(str(self.fence.installation if self.fence else "")),
         )
 
-    def builds(self) -> bool:
-        """Whether a build lives in a session of the present login; False where nobody answers."""
+    def builds(self) -> bool | None:
+        """Whether a build lives in a session of the present login; None where nobody answers."""
         with contextlib.suppress(PolarisError), self.probe() as connection:
             return bool(run(connection, _BUILDS).scalar_one())
-        return False
+        return None
 
     def administer(self, statements: Sequence[Sql]) -> None:
         """Run what administrators grant once (`bootstrap.statements`), as the login, who may."""

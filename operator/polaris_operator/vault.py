@@ -234,6 +234,9 @@ def _translated(what: str) -> Iterator[None]:
         ) from None
     except requests.RequestException as error:
         raise VaultUnavailable(f"Vault does not answer to {what}: {_root(error)}") from None
+    except OSError as error:
+        # The door was closed behind us, and the authority's file with it: the spec leads elsewhere now.
+        raise VaultUnavailable(f"Vault was not asked to {what}: {error}") from None
 
 
 def _said(error: hvac.exceptions.VaultError) -> str:

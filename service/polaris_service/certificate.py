@@ -18,7 +18,7 @@ from typing import Any, Self
 from prometheus_client import CollectorRegistry, Gauge
 
 from polaris.settings import EmbedderSettings, ServiceSettings
-from polaris_service.followed import LOOK_SECONDS, Followed
+from polaris_service.followed import LOOK_SECONDS, Followed, pem
 
 # OpenSSL's X509_V_FLAG_NO_CHECK_TIME, which the ssl module does not name: an expired certificate is
 # served and measured like any other; to refuse it is the caller's part.
@@ -103,7 +103,7 @@ def _read(paths: tuple[Path, ...]) -> _Pair:
     context.set_alpn_protocols(["http/1.1"])
     try:
         context.load_cert_chain(certificate, key, password=_no_password)
-        shown = _shake_hands(context, certificate.read_text(encoding="ascii"))
+        shown = _shake_hands(context, pem(certificate.read_bytes()))
     except ssl.SSLError as error:
         raise ValueError(f"they are no certificate with its key: {error.reason or error}") from None
     return _Pair(context, ssl.cert_time_to_seconds(shown["notAfter"]))

@@ -23,7 +23,7 @@ import socket
 import ssl
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
@@ -289,6 +289,9 @@ class Database:
         self._draining: set[asyncio.Task[None]] = set()
         self._channels: dict[str, list[Heard]] = {}
         self._histograms: dict[str, Histogram] = {}
+        metrics.sql_connections.labels("lent").set_function(lambda: self._connections()[0])
+        metrics.sql_connections.labels("idle").set_function(lambda: self._connections()[1])
+        metrics.sql_connections.labels("limit").set(size)
         self._look_now = asyncio.Event()
         self._listen_again = asyncio.Event()
         self._report_now = asyncio.Event()
@@ -300,8 +303,8 @@ class Database:
     async def start(self) -> None:
         """Look for a login once, then follow it; never fails for lack of a database."""
         await self._look()
-        for work in (self._follow(), self._report(), self._listen()):
-            self._spawn(work, self._tasks)
+        for loop in (self._follow, self._report, self._listen):
+            self._spawn(_without_end(loop), self._tasks)
 
     async def stop(self) -> None:
         """End what runs in the background, say good-bye in the catalog, and close all connections."""
@@ -398,7 +401,18 @@ class Database:
                 raise
             await transaction.commit()
 
+    def _connections(self) -> tuple[int, int]:
+        """Those of the pool that are lent, and those that are open and idle."""
+        if self._bound is None:
+            return 0, 0
+        idle = self._bound.pool.get_idle_size()
+        return self._bound.pool.get_size() - idle, idle
+
     async def _acquire(self, kind: str) -> tuple[_Bound, Connection]:
+        with self._metrics.sql_wait_seconds.time():
+            return await self._lent(kind)
+
+    async def _lent(self, kind: str) -> tuple[_Bound, Connection]:
         while True:
             bound = self._present()
             try:
@@ -683,6 +697,16 @@ async def _register(connection: asyncpg.Connection) -> None:
     schema = await connection.fetchval(_TYPES)
     if schema is not None:
         await register_vector(connection, schema=schema)
+
+
+async def _without_end(loop: Callable[[], Awaitable[None]]) -> None:
+    """Run a loop, and again whatever ends it: nobody else follows the login, reports or listens."""
+    while True:
+        try:
+            await loop()
+        except Exception:  # noqa: BLE001  it is logged, and nothing else may end the loop
+            _log.exception("a loop ended, and begins anew", loop=loop.__name__)
+        await asyncio.sleep(_LOOK_AGAIN_SECONDS)
 
 
 async def _suited(connection: Connection) -> str:

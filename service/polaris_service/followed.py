@@ -33,6 +33,12 @@ def resolve(folder: Path) -> Path:
     return (data if data.exists() else folder).resolve()
 
 
+def pem(text: bytes | str) -> str:
+    """Return certificates without what is not ASCII: public bundles have names in comments."""
+    raw = text.encode() if isinstance(text, str) else text
+    return raw.decode("ascii", "ignore")
+
+
 def together(paths: Sequence[Path]) -> tuple[Path, ...]:
     """Return the paths of one version of the files; those of one folder are resolved once."""
     folders = {path.parent: resolve(path.parent) for path in paths}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from polaris.errors import DatabaseUnavailable
-from polaris_service.followed import resolve
+from polaris_service.followed import pem, resolve
 
 _REQUIRED = ("username", "password", "host", "port", "dbname")
 
@@ -29,10 +29,16 @@ class Login:
     """Certificates of the authority, PEM; empty: the system's."""
 
     def tls(self) -> ssl.SSLContext | bool:
-        """Return what asyncpg is to do about TLS: a context, or False for none."""
+        """Return what asyncpg is to do about TLS: a context, or False for none.
+
+        Raises DatabaseUnavailable where the authority is no certificate.
+        """
         if self.sslmode == "disable":
             return False
-        context = ssl.create_default_context(cadata=self.ca or None)
+        try:
+            context = ssl.create_default_context(cadata=pem(self.ca) or None)
+        except (ssl.SSLError, ValueError) as error:
+            raise DatabaseUnavailable(f"the login's ca.crt holds no certificate: {error}") from None
         if self.sslmode != "verify-full":
             context.check_hostname = False
         if self.sslmode == "require":

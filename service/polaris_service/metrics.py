@@ -11,16 +11,17 @@ from prometheus_client import (
     Histogram,
     PlatformCollector,
     ProcessCollector,
-    generate_latest,
+    disable_created_metrics,
 )
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.exposition import choose_encoder
 
 import polaris
 
 # Seconds. A search takes 1 to 50 ms, a streamed answer up to a minute.
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
-CONTENT_TYPE = CONTENT_TYPE_LATEST
+# In OpenMetrics each would be a series more for Prometheus, which makes nothing of it.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 def _registry() -> CollectorRegistry:
@@ -77,9 +78,10 @@ class HttpMetrics:
     def _put(self, name: str, metric: object) -> None:
         object.__setattr__(self, name, metric)
 
-    def exposition(self) -> bytes:
-        """Return all metrics as text, of the type CONTENT_TYPE."""
-        return generate_latest(self.registry)
+    def exposition(self, accept: str | None) -> tuple[bytes, dict[str, str]]:
+        """Return all metrics as text, and its header; who accepts OpenMetrics has it, with exemplars."""
+        encode, content_type = choose_encoder(accept or "")
+        return encode(self.registry), {"Content-Type": content_type}
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ class Metrics(HttpMetrics):
     """What the programs measure that use the database: service and worker."""
 
     sql_seconds: Histogram = field(init=False)
+    sql_wait_seconds: Histogram = field(init=False)
+    sql_connections: Gauge = field(init=False)
     sql_errors: Counter = field(init=False)
     database_up: Gauge = field(init=False)
     login_epoch: Gauge = field(init=False)
@@ -101,6 +105,24 @@ class Metrics(HttpMetrics):
                 "Time with a connection of the pool, by what it was for.",
                 ("kind",),
                 buckets=_BUCKETS,
+                registry=registry,
+            ),
+        )
+        self._put(
+            "sql_wait_seconds",
+            Histogram(
+                "polaris_sql_wait_seconds",
+                "Time until the pool lent a connection, in vain too.",
+                buckets=_BUCKETS,
+                registry=registry,
+            ),
+        )
+        self._put(
+            "sql_connections",
+            Gauge(
+                "polaris_sql_connections",
+                "Connections of the pool: lent, open and idle, and how many there may be.",
+                ("state",),
                 registry=registry,
             ),
         )

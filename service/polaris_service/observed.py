@@ -65,16 +65,18 @@ class Observed:
                 await self._app(scope, receive, outcome)
             finally:
                 self._metrics.requests_in_flight.dec()
-                self._write_down(scope, outcome, time.perf_counter() - begun)
+                self._write_down(scope, outcome, time.perf_counter() - begun, _exemplar(current))
                 if current.is_recording():
                     _finish(current, scope["method"], _route(scope), outcome.status)
                 structlog.contextvars.unbind_contextvars("request_id")
 
-    def _write_down(self, scope: Scope, outcome: _Outcome, seconds: float) -> None:
+    def _write_down(
+        self, scope: Scope, outcome: _Outcome, seconds: float, exemplar: dict[str, str] | None
+    ) -> None:
         method = scope["method"] if scope["method"] in _METHODS else "other"
         route = _route(scope)
         self._metrics.requests.labels(method, route, str(outcome.status)).inc()
-        self._metrics.request_seconds.labels(method, route).observe(seconds)
+        self._metrics.request_seconds.labels(method, route).observe(seconds, exemplar)
         about = {
             "method": method,
             "route": route,
@@ -90,6 +92,11 @@ class Observed:
         else:
             log = _access.debug if route in _QUIET else _access.info
             log("request", **about)
+
+
+def _exemplar(current: trace.Span) -> dict[str, str] | None:
+    """Return by which trace a measurement is explained; None where the trace is not kept."""
+    return {"trace_id": f"{current.get_span_context().trace_id:032x}"} if current.is_recording() else None
 
 
 def _finish(current: trace.Span, method: str, route: str, status: int) -> None:

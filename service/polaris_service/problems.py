@@ -208,8 +208,17 @@ def _headers(error: e.PolarisError, status: int) -> dict[str, str]:
     return headers
 
 
+MOST_FAULTS = 20
+"""So many faults of a body are told."""
+MOST_FIELDS = 100
+"""No body that we know has so many fields."""
+
+
 def validated(model: type[Model], value: Any) -> Model:
     """Return a body's JSON value as a model; raise InvalidBody with a pointer for each fault."""
+    if isinstance(value, dict) and len(value) > MOST_FIELDS:
+        # Each would be a fault of its own, and there may be millions: pydantic makes them all.
+        raise InvalidBody([{"pointer": "", "detail": f"the body has more than {MOST_FIELDS} fields"}])
     try:
         return model.model_validate(value)
     except ValidationError as error:
@@ -217,14 +226,18 @@ def validated(model: type[Model], value: Any) -> Model:
 
 
 def _faults_of(found: Iterable[Any]) -> list[Fault]:
-    """Return pydantic's findings as faults; a `loc` is the way to the value, without its root."""
-    faults: list[Fault] = []
+    """Return pydantic's findings as faults; a `loc` is the way to the value, without its root.
+
+    The first `MOST_FAULTS`: whoever sent more than that reads no further.
+    """
+    faults: dict[tuple[str, str], Fault] = {}
     for finding in found:
-        fault: Fault = {"pointer": _pointer(finding["loc"]), "detail": _sentence(finding)}
+        pointer, detail = _pointer(finding["loc"]), _sentence(finding)
         # The branches of a union each say what they miss, at one place.
-        if fault not in faults:
-            faults.append(fault)
-    return faults
+        faults.setdefault((pointer, detail), {"pointer": pointer, "detail": detail})
+        if len(faults) == MOST_FAULTS:
+            break
+    return list(faults.values())
 
 
 def _pointer(loc: Iterable[str | int]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 
 from polaris.errors import InvalidInput
-from polaris_service.followed import LOOK_SECONDS, Followed
+from polaris_service.followed import LOOK_SECONDS, Followed, pem
 
 
 def transport(ca_file: Path | None) -> httpx.AsyncBaseTransport | None:
@@ -26,7 +26,7 @@ def authorities(paths: tuple[Path, ...]) -> ssl.SSLContext:
     Raises OSError, and ValueError where the file holds no certificate.
     """
     try:
-        return ssl.create_default_context(cadata=paths[0].read_text(encoding="ascii"))
+        return ssl.create_default_context(cadata=pem(paths[0].read_bytes()))
     except ssl.SSLError as error:
         raise ValueError(f"it holds no certificate in PEM: {error.reason or error}") from None
 

@@ -31,7 +31,7 @@ from polaris_service.embed.measured import measured
 from polaris_service.embed.provider import OfferedModel, Provider
 from polaris_service.embed.registry import Embedders
 from polaris_service.indexes import ServedIndex, all_generations
-from polaris_service.metrics import CONTENT_TYPE, Metrics
+from polaris_service.metrics import Metrics
 from polaris_service.observed import flush_spans
 from polaris_service.serving import serve
 
@@ -72,6 +72,7 @@ class WorkerMetrics:
     chunks: Counter
     embedded: Counter
     failed: Counter
+    given_up: Counter
     behind: Gauge
     documents: Gauge
     age: Gauge
@@ -86,6 +87,12 @@ class WorkerMetrics:
             Counter("polaris_chunks_embedded", "Chunks embedded anew.", labels, registry=registry),
             Counter(
                 "polaris_documents_failed", "Tries of a document that failed.", labels, registry=registry
+            ),
+            Counter(
+                "polaris_documents_given_up",
+                "Documents that are not tried again until they change.",
+                labels,
+                registry=registry,
             ),
             Gauge(
                 "polaris_sequences_behind",
@@ -303,6 +310,7 @@ class Worker:
         self._metrics.chunks.labels(*labels).inc(outcome.chunks)
         self._metrics.embedded.labels(*labels).inc(outcome.embedded)
         self._metrics.failed.labels(*labels).inc(outcome.failed)
+        self._metrics.given_up.labels(*labels).inc(outcome.given_up)
         self._metrics.behind.labels(*labels).set(outcome.behind)
 
     # --- how far behind ---
@@ -412,8 +420,9 @@ def health_app(database: Database, embedders: Embedders, worker: Worker, metrics
     async def readyz(_: Request) -> Response:
         return PlainTextResponse(f"{database.problem or 'ok'}\n", 200 if database.suited else 503)
 
-    async def exposition(_: Request) -> Response:
-        return Response(metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})
+    async def exposition(request: Request) -> Response:
+        content, headers = metrics.exposition(request.headers.get("accept"))
+        return Response(content, headers=headers)
 
     return Starlette(
         routes=[Route("/livez", livez), Route("/readyz", readyz), Route("/metrics", exposition)],

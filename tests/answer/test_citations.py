@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from polaris_service.answer.citations import MARKER, Cited, cite, keep, keep_markers, numbers_of
+from polaris_service.answer.citations import MARKER, Cited, cite, held_back, keep, keep_markers, numbers_of
 from polaris_service.answer.passages import Passage
 from polaris_service.answer.prompt import NO_ANSWER
 from polaris_service.answer.stream import Growing
@@ -95,6 +95,13 @@ def test_the_same_passage_and_sentence_is_cited_once() -> None:
 )
 def test_numbers_of_a_marker(marker: str, numbers: list[int]) -> None:
     assert numbers_of(marker) == numbers
+
+
+@pytest.mark.parametrize("text", [" " * 500_000 + "x", "[" * 100_000, "[1," * 50_000, "[1] " * 50_000])
+def test_text_of_one_thing_over_and_over_takes_no_time(text: str) -> None:
+    """Models do write such; by the square of its length it would take hours."""
+    assert held_back(text) <= len(text)
+    assert len(keep_markers(text, {1})) <= len(text)
 
 
 def test_what_does_not_verify_leaves_with_its_markers() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, use_span
 
 from answer.doubles import Behaviour, Double, Form, event, serving, until
 from polaris.errors import GeneratorRefused, GeneratorUnavailable
@@ -132,6 +133,14 @@ async def test_a_key_that_changes_is_used_at_once(double: Double, tmp_path: Path
     await made.stop()
     sent = [r["headers"].get("Authorization", r["headers"].get("x-goog-api-key")) for r in double.requests]
     assert [value.removeprefix("Bearer ") for value in sent] == ["one", "two"]
+
+
+async def test_the_trace_of_the_request_goes_along(double: Double) -> None:
+    context = SpanContext(0xAB, 0xCD, is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED))
+    with use_span(NonRecordingSpan(context)):
+        await written(generator(double))
+    (request,) = double.requests
+    assert request["headers"]["traceparent"] == f"00-{0xAB:032x}-{0xCD:016x}-01"
 
 
 async def test_an_address_with_a_path_is_taken_as_it_is() -> None:

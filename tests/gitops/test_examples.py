@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import time
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,33 @@ def test_what_kustomize_makes_of_a_folder_is_accepted(judge: Cluster, folder: st
     assert accepted(judge, judge.kubectl("kustomize", TEAM / folder).stdout)
 
 
+def test_a_review_may_have_all_of_it_judged_and_writes_nothing(judge: Cluster) -> None:
+    account = EXAMPLES / "review/account.yaml"
+    judge.kubectl("create", "namespace", "rag", check=False)
+    judge.kubectl("apply", "-f", account)
+    asks = ("apply", "--server-side", "--as=system:serviceaccount:rag:review", "-f", "-")
+    namespace = f"review-{secrets.token_hex(4)}"
+    database = judge.kubectl("kustomize", TEAM / "databases/staging").stdout
+    new = yaml.safe_dump({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
+    try:
+        # The policy holds a moment after it was made.
+        while "reviews only ask" not in judge.kubectl(*asks, input=new, check=False).stderr:
+            judge.kubectl("delete", "namespace", namespace, "--ignore-not-found", "--wait=false")
+            namespace = f"review-{secrets.token_hex(4)}"
+            new = yaml.safe_dump({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
+            time.sleep(0.2)
+        done = judge.kubectl(*asks, "--dry-run=server", input=f"{new}---\n{database}")
+        assert done.stdout.count("(server dry run)") == 3
+        refused = judge.kubectl(*asks, input=database, check=False)
+        assert "reviews only ask" in refused.stderr
+        assert "NotFound" in judge.kubectl("get", "namespace", namespace, check=False).stderr
+        assert judge.kubectl("get", "pgdb", "-n", "rag", "-o", "name").stdout == ""
+        judge.kubectl("create", "namespace", namespace)  # Nobody else is asked.
+    finally:
+        judge.kubectl("delete", "-f", account)
+        judge.kubectl("delete", "namespace", namespace, "--ignore-not-found", "--wait=false")
+
+
 def test_a_field_that_flux_has_not_is_refused(judge: Cluster) -> None:
     text = (TEAM / "platform/base/releases.yaml").read_text("utf-8").replace("disableWait", "doNotWait")
     with pytest.raises(AssertionError, match=r"unknown field \"spec\.install\.doNotWait\""):
@@ -78,6 +106,17 @@ def test_a_field_that_flux_has_not_is_refused(judge: Cluster) -> None:
 def test_values_are_values_of_the_chart(environment: str) -> None:
     values = TEAM / "platform" / environment / "values.yaml"
     helm("template", "polaris", ROOT / "charts/polaris", f"--values={values}")
+
+
+def test_no_namespace_goes_with_its_file() -> None:
+    for folder in FOLDERS:
+        for file in (TEAM / folder).parent.glob("base/*.yaml"):
+            for each in filter(None, yaml.safe_load_all(file.read_text("utf-8"))):
+                if each["kind"] == "Namespace":
+                    assert each["metadata"]["annotations"] == {
+                        "kustomize.toolkit.fluxcd.io/prune": "disabled",
+                        "argocd.argoproj.io/sync-options": "Prune=false",
+                    }
 
 
 def test_every_path_that_a_cluster_is_given_is_there() -> None:

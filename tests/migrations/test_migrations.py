@@ -6,6 +6,7 @@ import hashlib
 import re
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -147,6 +148,27 @@ def test_two_operators_that_start_together_migrate_once(engine: Engine) -> None:
         thread.join()
     assert len(ids) == 4
     assert len(set(ids)) == 1
+
+
+def test_two_databases_are_migrated_at_the_same_time_each_its_own(
+    vector_postgres: LocalPostgres, fresh_database: Callable[[LocalPostgres], Database]
+) -> None:
+    urls = [make_url(fresh_database(vector_postgres).dsn) for _ in range(3)]
+    engines = [create_engine(url.set(drivername="postgresql+psycopg2"), poolclass=NullPool) for url in urls]
+    ready = threading.Barrier(len(engines))
+
+    def migrate(engine: Engine) -> str:
+        ready.wait()
+        with engine.begin() as connection:
+            polaris_migrations.upgrade(connection)
+            return str(connection.execute(text("SELECT id FROM polaris.catalog")).scalar_one())
+
+    with ThreadPoolExecutor() as threads:
+        assert len(set(threads.map(migrate, engines))) == len(engines)
+    for engine in engines:
+        with engine.begin() as connection:
+            assert _differences(connection) == []
+        engine.dispose()
 
 
 def test_code_that_is_too_old_is_refused_and_told_both_levels(engine: Engine) -> None:

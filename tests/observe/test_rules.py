@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import yaml
 
 from docs.pages import ROOT
+from observe.draw import PICTURES, VARIABLES, concrete, picture
 from observe.prometheus import (
     ALERTS,
     Prometheus,
@@ -25,18 +27,6 @@ from observe.running import Running
 from observe.test_metrics import table
 
 HERE = Path(__file__).parent
-# Nothing is told of what has not happened to this system: an error, a build, a measured recall, a pause.
-SILENT = {
-    "overview": {"What fails"},
-    "index": {"Build"},
-    "operator": {"Builds", "Not ready"},
-}
-NAMES = {"namespace": "rag", "name": "handbook", "__rate_interval": "1m"}
-
-
-def concrete(expression: str) -> str:
-    """An expression with Grafana's variables as a person chose them."""
-    return re.sub(r"\$(\w+)", lambda found: NAMES[found[1]], expression)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +90,24 @@ def test_every_query_of_the_dashboards_tells_of_this_system(prometheus: Promethe
     system.site.search(query="leave 3")
     for name, board in dashboards().items():
         empty = {title for title, expression in queries(board) if not prometheus.rows(concrete(expression))}
-        assert empty <= SILENT[name], name
+        # Those that show what has not happened to this system, an error or a build, say so.
+        assert empty <= {
+            panel["title"] for panel in board["panels"] if "noValue" in panel["fieldConfig"]["defaults"]
+        }, name
+
+
+def test_each_dashboard_has_a_picture_that_shows_each_of_its_panels(prometheus: Prometheus) -> None:
+    page = (ROOT / "docs/dashboards.md").read_text("utf-8")
+    for name, board in dashboards().items():
+        titles = {panel["title"] for panel in board["panels"]}
+        now = picture(prometheus, board, time.time() - 5, time.time())
+        kept = (PICTURES / f"{name}.svg").read_text("utf-8")
+        for drawn in (now, kept):
+            assert titles <= set(re.findall(r">([^<]+)</text>", drawn)), name
+        assert "No data" not in kept, name
+        assert f"(dashboards/{name}.svg)" in page
+        for title in titles:
+            assert f"| {title} |" in page, f"{name}: {title}"
 
 
 def test_the_choices_of_a_dashboard_are_there(prometheus: Prometheus) -> None:
@@ -110,7 +117,7 @@ def test_the_choices_of_a_dashboard_are_there(prometheus: Prometheus) -> None:
             found = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["query"]["query"])
             assert found is not None
             rows: list[Any] = prometheus.rows(concrete(found[1]))
-            assert {row["metric"][found[2]] for row in rows} == {NAMES[found[2]]}
+            assert {row["metric"][found[2]] for row in rows} == {VARIABLES[found[2]]}
 
 
 def test_dashboards_have_names_of_their_own_and_each_panel_a_unit_and_a_sentence() -> None:

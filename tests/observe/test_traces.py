@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 
 import pytest
@@ -34,6 +35,35 @@ def test_a_trace_goes_from_the_request_to_sql_and_the_embedder(system: Running) 
     # The embedder goes on with it: what it is asked belongs to the call, and it is not told of the baggage.
     assert (trace, spans["embed"].id) in system.embedder.traces
     assert system.embedder.baggage == {}
+
+
+def test_a_measured_request_names_the_trace_that_explains_it(system: Running) -> None:
+    trace = secrets.token_hex(16)
+    answer = system.site.http.post(
+        f"{system.site.path()}/search",
+        json={"query": QUESTION},
+        headers={"traceparent": f"00-{trace}-{secrets.token_hex(8)}-01"},
+    )
+    assert answer.is_success
+    told = system.site.http.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
+    assert told.headers["content-type"].startswith("application/openmetrics-text")
+    buckets = re.findall(r"^polaris_http_request_seconds_bucket.* # {(.*)} ", told.text, re.MULTILINE)
+    assert f'trace_id="{trace}"' in buckets
+    assert told.text.endswith("# EOF\n")
+
+
+def test_a_trace_goes_on_to_the_generator(system: Running) -> None:
+    trace, caller = secrets.token_hex(16), secrets.token_hex(8)
+    answer = system.site.http.post(
+        f"{system.site.path()}/answer",
+        json={"question": QUESTION},
+        headers={"traceparent": f"00-{trace}-{caller}-01"},
+    )
+    assert answer.is_success
+    request = "POST /v1/indexes/{namespace}/{name}/answer"
+    wait_for("the spans to arrive", lambda: {request, "generate"} <= set(system.receiver.of(trace)))
+    spans = system.receiver.of(trace)
+    assert spans["generate"].parent == spans[request].id
 
 
 def test_no_span_holds_a_question_a_document_or_a_path(system: Running) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -10,12 +13,18 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Protocol
 
+import aiohttp
+import kopf
 import pytest
 import yaml
+from kubernetes.client import Configuration
 
 from kube.cluster import Cluster
 from polaris.errors import ClusterUnavailable, Conflict, InvalidManifest, NotFound, NotOwner
 from polaris.names import FINALIZER
+from polaris.spec import Kind
+from polaris_cli.up import ports
+from polaris_operator import events
 from polaris_operator.folder import FolderObjects
 from polaris_operator.kubernetes_api import KubernetesObjects, load_configuration
 from polaris_operator.objects import Key, Objects, Resource
@@ -291,6 +300,47 @@ def test_a_token_is_of_the_account_and_for_the_audience_that_was_asked_for(
     assert status["audiences"] == ["vault"]
     with pytest.raises(NotFound, match="nobody"):
         objects.service_account_token("default", "nobody", "vault")
+
+
+@pytest.mark.kubernetes
+@pytest.mark.kubernetes
+@pytest.mark.usefixtures("with_namespace")
+def test_what_the_watch_sees_go_while_everything_is_listed_stays_gone(
+    in_cluster: tuple[Cluster, KubernetesObjects], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster, objects = in_cluster
+    cluster.apply(json.dumps(manifest("brief")))
+    key = Key("PolarisDatabase", NAMESPACE, "brief")
+    body = cluster.api("GET", path(key)).json()
+    listed = objects._list
+
+    def then_it_goes(kind: Kind) -> Iterator[dict[str, Any]]:
+        yield from listed(kind)
+        if kind == "PolarisDatabase":
+            cluster.api("DELETE", path(key)).raise_for_status()
+            objects.see(kind, body, gone=True)
+
+    monkeypatch.setattr(objects, "_list", then_it_goes)
+    assert key not in objects.relist()
+    assert objects.get(key) is None
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # kopf leaves its session open
+def test_a_watch_that_kopf_gives_up_ends_so_that_it_can_begin_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    patient = events.settings
+
+    def hasty() -> kopf.OperatorSettings:
+        made = patient()
+        made.networking.error_backoffs = [0.01]
+        return made
+
+    monkeypatch.setattr(events, "settings", hasty)
+    nobody = Configuration()
+    nobody.host = f"http://127.0.0.1:{ports.any_free()}"
+    watching = events.watch(KubernetesObjects(nobody), lambda _: None, [NAMESPACE], threading.Event())
+    with pytest.raises(aiohttp.ClientConnectorError):
+        asyncio.run(watching)
+    gc.collect()
 
 
 @pytest.mark.kubernetes

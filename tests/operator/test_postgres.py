@@ -28,6 +28,7 @@ from polaris.errors import (
 from polaris.spec import TlsMode
 from polaris.sql import Sql
 from polaris.status import Reason
+from polaris_cli.up import ports
 from polaris_cli.up.postgres import LocalPostgres
 from polaris_operator.conditions.shared import blocked_by
 from polaris_operator.postgres import Identity, Postgres, Server, is_pooled, run
@@ -272,6 +273,13 @@ def test_a_build_runs_by_itself_and_tells_its_end(door: Postgres) -> None:
     assert door.failures == {}
     assert scalar(door, f"SELECT indisvalid FROM pg_index WHERE indexrelid = 'polaris.{INDEX}'::regclass")
     assert not door.start_build(BUILD, ended.set)  # It is there.
+
+
+def test_where_nobody_answers_it_is_not_known_whether_a_build_lives() -> None:
+    with closing(
+        Postgres(Server("127.0.0.1", ports.any_free(), "none", TlsMode.DISABLE), Identity("u", "p"))
+    ) as door:
+        assert door.builds() is None
 
 
 def test_a_build_that_lives_is_not_started_twice_and_holds_up_its_removal(

@@ -232,6 +232,14 @@ def test_the_environment_of_the_process_is_no_way_in(bank: Bank, monkeypatch: py
         door.issue(ROLE)
 
 
+def test_a_door_that_was_closed_behind_its_user_is_unavailable() -> None:
+    """A pass that is under way while the spec changes: what it asked for was not asked."""
+    door = Vault("https://127.0.0.1:1", TokenMethod("t"), ca="-----BEGIN CERTIFICATE-----")
+    door.close()
+    with pytest.raises(VaultUnavailable, match="was not asked to issue a login"):
+        door.issue(ROLE)
+
+
 def test_nobody_at_the_address_is_unavailable_and_said_shortly(bank: Bank) -> None:
     with closing(bank.door(address="http://127.0.0.1:1")) as door, pytest.raises(VaultUnavailable) as raised:
         door.issue(ROLE)

@@ -48,6 +48,7 @@ CASES: list[tuple[str, bytes, int, str, str]] = [
     ("NUL in a list", body(attributes={"tags": ["a", "\x00"]}), 422, "invalid-input", "/attributes/tags/1"),
     ("NUL in a name", body(attributes={"a\x00": 1}), 422, "invalid-input", "/attributes"),
     ("an unknown field", body(texts="a"), 422, "invalid-input", "/texts"),
+    ("more fields than any body has", body(**{f"f{n}": n for n in range(50_000)}), 422, "invalid-input", ""),
     ("an id in the body", body(id="a"), 422, "invalid-input", "/id"),
     ("vectors in a PUT", body(model="hashed", chunks=[]), 422, "invalid-input", "/model"),
     ("a tenant", body(tenant="acme"), 422, "invalid-input", "/tenant"),

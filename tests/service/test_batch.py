@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from parts import servers
-from polaris_service.documents import loading
+from polaris_service.documents import batch, loading
 from polaris_service.embed.provider import Kind
 from service.made import Index
 from service.rig import Rig, until
@@ -66,6 +66,17 @@ async def test_a_wrong_line_is_an_error_line_and_the_others_go_on(rig: Rig, inde
     ]
     assert results[4]["id"] == "c"
     assert (await rig.get(index, "z")).status_code == 200
+
+
+async def test_what_is_wrong_with_very_many_lines_is_told_in_words_for_the_first_of_them(
+    rig: Rig, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "DETAIL_BYTES", 10_000)
+    wrong = {"text": "x", "attributes": {f"year{n}": "y" for n in range(100)} | {"year": "y"}}
+    results = await rig.batch(index, [{"id": f"d{n}", **wrong} for n in range(500)])
+    assert "errors" in results[0]
+    assert results[-1] == {"line": 500, "status": 422, "code": "invalid-input", "id": "d499"}
+    assert sum(len(str(result)) for result in results) < 10_000 + 500 * 100
 
 
 async def test_the_last_line_needs_no_end(rig: Rig, index: Index) -> None:

@@ -116,6 +116,31 @@ def test_each_mode_of_tls_checks_what_it_says() -> None:
     assert (require.verify_mode, require.check_hostname) == (ssl.CERT_NONE, False)
 
 
+def test_an_authority_may_have_comments_in_any_script_and_has_to_be_one() -> None:
+    pem = trustme.CA().cert_pem.bytes().decode()
+    assert Login("u", "p", "h", 1, "d", ca=f"# Autoridade Certificadora Raiz é nossa\n{pem}").tls()
+    with pytest.raises(DatabaseUnavailable, match=r"ca\.crt holds no certificate"):
+        Login("u", "p", "h", 1, "d", ca="# nada").tls()
+
+
+async def test_what_follows_the_login_goes_on_whatever_happens_to_it(
+    own: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with started(own.connect()) as database:
+        look, looked = database._look, asyncio.Event()
+
+        async def breaks(**_: bool) -> None:
+            monkeypatch.setattr(database, "_look", look)
+            looked.set()
+            raise TypeError("nobody foresaw this")
+
+        monkeypatch.setattr(database, "_look", breaks)
+        await looked.wait()
+        values = {key.name: key.read_text() for key in own.folder("query").iterdir() if key.is_file()}
+        own.secrets["query"].write({**values, "epoch": "7"})
+        await until(lambda: database.epoch == 7)
+
+
 @pytest.mark.parametrize(
     ("mode", "host", "authority", "works"),
     [

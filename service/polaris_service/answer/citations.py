@@ -25,8 +25,12 @@ _NUMBER = r"\^?\d{1,9}"
 _LIST = rf"(?=[^\]】]{{1,64}}[\]】])\s*{_NUMBER}(?:\s*[,;\u2013-]\s*{_NUMBER})*\s*"
 MARKER = re.compile(rf"\[{_LIST}\]|【{_LIST}】")
 _WITH_BLANKS = re.compile(rf"([ \t]*)({MARKER.pattern})")
-_RUN = re.compile(rf"([ \t]*)((?:{MARKER.pattern})(?:[ \t]*(?:{MARKER.pattern}))*)")
-_PARTIAL = re.compile(rf"\s*(?:(?:{MARKER.pattern})\s*)*(?:[\[【][\s\d,;^\u2013-]{{0,64}})?$")
+# A run begins where its blanks do: to try it at each of thousands of blanks would take a time that is
+# their number squared, and models do write thousands.
+_RUN = re.compile(rf"(?<![ \t])([ \t]*+)((?:{MARKER.pattern})(?:[ \t]*+(?:{MARKER.pattern}))*)")
+_BEGUN = re.compile(r"[\[【][\s\d,;^\u2013-]{0,64}$")
+_LONGEST = 66
+"""Characters of a marker with its brackets."""
 _RANGE = re.compile(r"(\d+)\s*[\u2013-]\s*\^?(\d+)")
 _MOST_OF_RANGE = 20
 
@@ -106,9 +110,22 @@ def keep_markers(text: str, given: Collection[int] | Mapping[int, object]) -> st
 
 
 def held_back(text: str) -> int:
-    """Return where what may become a marker begins, at the end of a text that is still growing."""
-    match = _PARTIAL.search(text)
-    return match.start() if match else len(text)  # It always matches, if only the very end.
+    """Return where what may become a marker begins, at the end of a text that is still growing.
+
+    It begins with the blanks before it, and before the whole markers that stand directly before it. Looked at
+    from the end, in steps of a marker, so that the time it takes does not grow with the text.
+    """
+    begun = _BEGUN.search(text, max(0, len(text) - _LONGEST))
+    end = len(text[: begun.start() if begun else None].rstrip())
+    while (before := _marker_before(text, end)) is not None:
+        end = len(text[:before].rstrip())
+    return end
+
+
+def _marker_before(text: str, end: int) -> int | None:
+    """Return where the marker begins that ends there; None where none does."""
+    begin = max(text.rfind(bracket, max(0, end - _LONGEST), end) for bracket in "[【")
+    return begin if begin >= 0 and MARKER.fullmatch(text, begin, end) else None
 
 
 def _statements(text: str) -> Iterable[tuple[str, list[int]]]:

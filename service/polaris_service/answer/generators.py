@@ -22,6 +22,7 @@ import orjson
 
 from polaris.errors import GeneratorRefused, GeneratorUnavailable
 from polaris.settings import ServiceSettings
+from polaris.telemetry import trace_headers
 from polaris_service.answer.extractive import Extractive
 from polaris_service.answer.prompt import Prompt
 from polaris_service.said import code, codes, media_type, summary
@@ -280,7 +281,7 @@ async def _events(
     `refusal` may return an error of its own for a status and the error object that came with it.
     """
     asked = orjson.dumps(body)
-    sent = {**headers, "Content-Type": "application/json"}
+    sent = {**headers, **trace_headers(), "Content-Type": "application/json"}
     try:
         async with client.stream("POST", url, content=asked, headers=sent) as response:
             if response.status_code != 200:

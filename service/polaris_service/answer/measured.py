@@ -1,4 +1,4 @@
-"""A generator whose answers are counted and timed; in everything else it is the one inside."""
+"""A generator whose answers are counted, timed and traced; in everything else it is the one inside."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
+from opentelemetry.trace import SpanKind, Status, StatusCode, use_span
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
+from polaris.telemetry import started
 from polaris_service.answer.generators import Generator
 from polaris_service.answer.prompt import Prompt
 
@@ -54,9 +56,15 @@ class MeasuredGenerator:
         """Yield the generator's text."""
         begun = time.perf_counter()
         first = True
+        call = started("generate", SpanKind.CLIENT)
         try:
             async with aclosing(self._generator.stream(prompt, notes)) as pieces:
-                async for piece in pieces:
+                while True:
+                    # The current one only here: whoever takes the text does so in a span of their own.
+                    with use_span(call, record_exception=False, set_status_on_exception=False):
+                        piece = await anext(pieces, None)
+                    if piece is None:
+                        break
                     if first:
                         self._first.labels(self.name).observe(time.perf_counter() - begun)
                         first = False
@@ -66,8 +74,10 @@ class MeasuredGenerator:
             raise
         except Exception as error:
             self._errors.labels(self.name, type(error).__name__).inc()
+            call.set_status(Status(StatusCode.ERROR))
             raise
         finally:
+            call.end()
             self._seconds.labels(self.name).observe(time.perf_counter() - begun)
 
     async def stop(self) -> None:

@@ -2,7 +2,8 @@
 
 Lines are committed in groups; a line that is wrong is an error line, and the others go on. Reading,
 committing and answering run side by side: a client that sends everything before it reads an answer
-is read to the end, and its results wait in memory (some 80 bytes each).
+is read to the end, and its results wait in memory (some 80 bytes each; what is wrong with a line is told
+in words up to `DETAIL_BYTES` of them, and by its code from then on).
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ GROUP_LINES = 1000
 GROUP_BYTES = 4 * 2**20
 # A group that is not full is committed when no line came for so long.
 _IDLE_SECONDS = 0.2
+DETAIL_BYTES = 4 * 2**20
+"""What a request's failures say in words, all together."""
 # A group that meets a database that is away is tried again for so long before its lines fail.
 PATIENCE_SECONDS = 10.0
 
@@ -93,6 +96,7 @@ class Batch:
         self._limits = limits
         self._patience = PATIENCE_SECONDS
         self._results: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._words = DETAIL_BYTES
 
     async def results(self, lines: AsyncIterator[list[bytes]]) -> AsyncIterator[bytes]:
         """Yield result lines, some at a time, while the lines are read and written."""
@@ -175,7 +179,16 @@ class Batch:
             results = [
                 entry if isinstance(entry, dict) else _success(next(written)) for _, entry in group.entries
             ]
-        self._results.put_nowait(b"".join(orjson.dumps(result) + b"\n" for result in results))
+        self._results.put_nowait(b"".join(map(self._line, results)))
+
+    def _line(self, result: Result) -> bytes:
+        line = orjson.dumps(result)
+        if "detail" in result:
+            self._words -= len(line)
+            if self._words < 0:
+                told = {key: value for key, value in result.items() if key not in ("detail", "errors")}
+                line = orjson.dumps(told)
+        return line + b"\n"
 
     async def _written(self, writes: Sequence[Write]) -> Sequence[Written] | PolarisError:
         """Write a group, with patience for a database that is away for a moment."""

@@ -99,6 +99,8 @@ class Outcome:
     """Chunks whose vectors were not known already."""
     failed: int = 0
     """Documents that failed, to be tried again or given up on."""
+    given_up: int = 0
+    """Of these, those that are given up on until they change."""
     more: bool = False
     """There may be more to do at once."""
     look_again: float | None = None
@@ -344,7 +346,7 @@ class Level:
 
     async def _one_by_one(self, provider: Provider, claimed: Sequence[asyncpg.Record]) -> Outcome:
         """Try each document of a batch that failed in a transaction of its own."""
-        documents = chunks = embedded = failed = 0
+        documents = chunks = embedded = failed = given_up = 0
         for row in claimed:
             try:
                 async with self._database.transaction("work") as connection:
@@ -361,17 +363,18 @@ class Level:
             except Exception as error:
                 if not await self._is_about_documents(provider, error):
                     raise
-                await self._write_down(row, error)
+                given_up += await self._write_down(row, error)
                 failed += 1
-        return Outcome(documents, chunks, embedded, failed, more=True)
+        return Outcome(documents, chunks, embedded, failed, given_up, more=True)
 
-    async def _write_down(self, row: asyncpg.Record, error: Exception) -> None:
+    async def _write_down(self, row: asyncpg.Record, error: Exception) -> bool:
+        """Note a failure; return whether the document is given up on."""
         known = isinstance(error, PolarisError)
         why = str(error)[:_ERROR_CHARACTERS] if known else f"failed unexpectedly: {type(error).__name__}"
         async with self._database.transaction("work") as connection:
             now = await connection.fetchrow(self._sql.tries, row["id"])
             if now is None or now["sequence"] >= row["sequence"]:
-                return
+                return False
             failure = after_failure(
                 now["tries"],
                 now["failed_sequence"],
@@ -392,6 +395,7 @@ class Level:
             why=why,
             exc_info=None if known else error,
         )
+        return failure.wait is None
 
     async def _bring_level(
         self, connection: Connection, provider: Provider, claimed: Sequence[asyncpg.Record]

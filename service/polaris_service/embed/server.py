@@ -24,7 +24,7 @@ from polaris_service import problems
 from polaris_service.bodies import read_json
 from polaris_service.certificate import Certificate
 from polaris_service.embed.provider import Kind, OfferedModel, Provider, Vectors
-from polaris_service.metrics import CONTENT_TYPE, HttpMetrics
+from polaris_service.metrics import HttpMetrics
 from polaris_service.observed import Observed
 from polaris_service.problems import Kind as ProblemKind
 from polaris_service.problems import problem_response
@@ -192,8 +192,9 @@ class _Server:
         note = self._certificate.problem if self._certificate else None
         return Response(f"{note or 'ok'}\n", media_type="text/plain")
 
-    async def exposition(self) -> Response:
-        return Response(self._metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})
+    async def exposition(self, request: Request) -> Response:
+        content, headers = self._metrics.exposition(request.headers.get("accept"))
+        return Response(content, headers=headers)
 
     async def _offered(self, body: dict[str, Any]) -> OfferedModel:
         wanted = body.get("model")

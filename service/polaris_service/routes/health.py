@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
-from polaris_service.metrics import CONTENT_TYPE
 from polaris_service.parts import Parts
 
 
@@ -30,7 +29,8 @@ def router(parts: Parts) -> APIRouter:
         return Response(f"{'; '.join(problems) or 'ok'}\n", status, media_type="text/plain")
 
     @routes.get("/metrics", summary="Metrics in Prometheus' format")
-    async def metrics() -> Response:
-        return Response(parts.metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})
+    async def metrics(request: Request) -> Response:
+        content, headers = parts.metrics.exposition(request.headers.get("accept"))
+        return Response(content, headers=headers)
 
     return routes
