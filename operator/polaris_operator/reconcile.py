@@ -6,6 +6,7 @@ from the pass before but what stands in the object, the catalog and PostgreSQL.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -37,6 +38,9 @@ from polaris_operator.objects import Key, Objects, Resource, database_of
 from polaris_operator.steps import Blocked, IssueLogin, Plan, Step, WriteVaultRole
 
 log = logger(__name__)
+
+MOVING_SECONDS = 30.0
+"""So long an object keeps to itself that others were quicker, or hold a lock that a step needs."""
 
 S = TypeVar("S", PolarisDatabaseSpec, PolarisIndexSpec)
 W = TypeVar("W")
@@ -137,6 +141,8 @@ class Reconciler:
         self._sides = sides
         self._wake = wake
         self._resync_seconds = resync_seconds
+        self._moving: dict[Key, float] = {}
+        """Since when passes over an object have ended because the world moved, one after the other."""
 
     def reconcile(self, key: Key) -> float | None:
         """Make one object true and report; return the seconds until it is to be looked at again.
@@ -150,6 +156,7 @@ class Reconciler:
             except PolarisError as error:
                 PASSES.labels(key.kind, type(error).__name__).inc()
                 raise
+        self._moving.pop(key, None)
         PASSES.labels(key.kind, "done").inc()
         return again
 
@@ -168,6 +175,13 @@ class Reconciler:
         except PolarisError as error:
             self._report_failure(resource, error)
             raise
+        except Exception as error:
+            # Neither its words nor its traceback go into a status: nobody knows what stands in them.
+            log.exception("unforeseen error", object=str(key))
+            kind = type(error).__name__
+            unforeseen = PolarisError(f"the operator failed as nobody foresaw ({kind}); its log says how")
+            self._report_failure(resource, unforeseen)
+            raise unforeseen from error
 
     # The two kinds
 
@@ -301,9 +315,17 @@ class Reconciler:
         side: Side[Any, Any] = self._sides.database if database else self._sides.index
         # The object may have changed under us: a finalizer, a status.
         present = self._objects.get(resource.key)
-        if present is None or _passing(error):
+        if present is None or not self._worth_telling(resource.key, error):
             return  # It is looked at again in a moment; what it says still holds.
         self._interrupt(present, side, shared.blocked_by(error), now)
+
+    def _worth_telling(self, key: Key, error: PolarisError) -> bool:
+        """Whether it is more than that the world moved while we looked; that passes, unless it goes on."""
+        if not _passing(error):
+            self._moving.pop(key, None)
+            return True
+        now = time.monotonic()
+        return now - self._moving.setdefault(key, now) >= MOVING_SECONDS
 
     def _write(self, resource: Resource, status: dict[str, Any]) -> Resource:
         OBJECTS.report(resource.key, status)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Any
 
 import psycopg2
@@ -7,10 +8,12 @@ import pytest
 
 from operator_index.place import MAIN, Place, index_manifest, said_of
 from parts import servers
+from polaris.errors import Conflict
 from polaris.names import ADOPT_ANNOTATION
 from polaris.spec import AttributeType
 from polaris.status import Reason
 from polaris_cli.up.postgres import LocalPostgres
+from polaris_operator import reconcile
 from polaris_operator.objects import Key
 
 pytestmark = pytest.mark.postgres
@@ -448,6 +451,41 @@ def test_a_server_that_was_restored_from_a_backup_is_taken_over_again(here: Plac
     assert here.errors == []
     assert said_of(status, "Ready")["status"] == "True"
     assert said_of(status, "Stalled") == {}
+
+
+def test_a_lock_that_a_step_waits_for_is_told_once_it_is_held_for_long(
+    here: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = here.ready(deletionPolicy="Delete")
+    with closing(servers.connect(here.database.dsn)) as reader, reader.cursor() as cursor:
+        reader.autocommit = False
+        cursor.execute(f"SELECT count(*) FROM {here.schema(key)}.documents")
+        here.remove(key)
+        said = here.go(key)
+        assert [type(error) for error in here.errors] == [Conflict]
+        assert said_of(said, "Reconciling").get("reason") != Reason.RETRYING  # It may pass in a moment.
+        monkeypatch.setattr(reconcile, "MOVING_SECONDS", 0.0)
+        said = here.go(key)
+        assert said_of(said, "Reconciling")["reason"] == Reason.RETRYING
+        assert "lock" in said_of(said, "Reconciling")["message"]
+        assert said_of(said, "Ready")["status"] != "True"
+    here.go(key)
+    assert here.objects.get(key) is None
+
+
+def test_what_nobody_foresaw_is_told_without_its_words(here: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = here.ready()
+
+    def fails(*_: object) -> None:
+        raise KeyError("a password, perhaps")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(here.reconciler, "_index", fails)
+        said = here.go(key)
+    assert said_of(said, "Reconciling")["reason"] == Reason.RETRYING
+    assert "as nobody foresaw (KeyError)" in said_of(said, "Reconciling")["message"]
+    assert "password" not in str(said)
+    assert said_of(here.go(key), "Ready")["status"] == "True"
 
 
 def test_two_installations_that_claim_one_name(here: Place) -> None:

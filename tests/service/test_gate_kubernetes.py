@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
+import yaml
 
 from kube.cluster import Cluster
 from polaris.errors import ClusterUnavailable, Unauthenticated
@@ -154,6 +156,35 @@ async def test_a_service_without_its_own_right_says_which_one(team: Team) -> Non
             await weak.who(team.token("reader"))
     finally:
         await weak.stop()
+
+
+async def test_the_authority_of_the_api_server_is_followed(team: Team, tmp_path: Path) -> None:
+    authority = tmp_path / "ca.crt"
+    authority.write_bytes(trustme.CA().cert_pem.bytes())  # The one before: the file changes when it rotates.
+    kubeconfig = yaml.safe_load(team.kubeconfig.read_text())
+    (cluster,) = kubeconfig["clusters"]
+    cluster["cluster"].pop("certificate-authority-data", None)
+    cluster["cluster"]["certificate-authority"] = str(authority)
+    path = tmp_path / "kubeconfig"
+    path.write_text(yaml.safe_dump(kubeconfig))
+    policy = team.policy(kubeconfig=path)
+    await policy.start()
+    try:
+        with pytest.raises(ClusterUnavailable):
+            await policy.who(team.token("reader"))
+        authority.write_bytes(team.cluster.ca_file.read_bytes())
+        await until(lambda: asked(policy, team.token("reader")))
+    finally:
+        await policy.stop()
+
+
+async def asked(policy: KubernetesPolicy, token: str) -> bool:
+    """Whether the API server is believed, and so answers."""
+    try:
+        await policy.who(token)
+    except ClusterUnavailable:
+        return False
+    return True
 
 
 async def test_without_a_way_to_the_api_server_it_starts_and_says_so() -> None:

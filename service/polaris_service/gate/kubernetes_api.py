@@ -13,6 +13,7 @@ import hashlib
 import os
 import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -25,6 +26,7 @@ from polaris.errors import ClusterUnavailable, Overloaded, Unauthenticated
 from polaris.telemetry import logger
 from polaris_service.gate.access import Access, Caller
 from polaris_service.gate.cache import Answers
+from polaris_service.trust import Trusting
 
 _log = logger(__name__)
 
@@ -64,6 +66,19 @@ def _tls(configuration: Configuration) -> ssl.SSLContext | bool:
     return context
 
 
+def _client(configuration: Configuration) -> httpx.AsyncClient:
+    """Return a client of the API server; the authority that a pod is given is followed when it rotates."""
+    authority = configuration.ssl_ca_cert
+    follows = authority and configuration.verify_ssl and not configuration.cert_file
+    return httpx.AsyncClient(
+        base_url=configuration.host,
+        transport=Trusting(Path(authority)) if authority and follows else None,
+        verify=True if follows else _tls(configuration),
+        timeout=_SECONDS,
+        trust_env=False,
+    )
+
+
 class KubernetesPolicy:
     """Believes the API server, and each of its answers for `seconds`."""
 
@@ -83,6 +98,7 @@ class KubernetesPolicy:
         self._deciding = asyncio.Semaphore(REVIEWS)
         self._configuration: Configuration | None = None
         self._client: httpx.AsyncClient | None = None
+        self._opening = asyncio.Lock()
 
     async def start(self) -> None:
         """Find the way to the API server; told in the log, and at each request, where there is none."""
@@ -171,18 +187,16 @@ class KubernetesPolicy:
         return bool(answer.get("status", {}).get("allowed"))
 
     async def _door(self) -> tuple[httpx.AsyncClient, Configuration]:
-        if self._client is None or self._configuration is None:
-            try:
-                configuration = await asyncio.to_thread(_configuration, self._environment)
-                self._client = httpx.AsyncClient(
-                    base_url=configuration.host, verify=_tls(configuration), timeout=_SECONDS, trust_env=False
-                )
-                self._configuration = configuration
-            except (ConfigException, OSError) as error:
-                raise ClusterUnavailable(
-                    f"there is no way to the Kubernetes API: {error}", retry_after=_RETRY_AFTER
-                ) from None
-        return self._client, self._configuration
+        async with self._opening:
+            if self._client is None or self._configuration is None:
+                try:
+                    self._configuration = await asyncio.to_thread(_configuration, self._environment)
+                    self._client = _client(self._configuration)
+                except (ConfigException, OSError) as error:
+                    raise ClusterUnavailable(
+                        f"there is no way to the Kubernetes API: {error}", retry_after=_RETRY_AFTER
+                    ) from None
+            return self._client, self._configuration
 
     async def _post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         client, configuration = await self._door()
