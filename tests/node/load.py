@@ -2,9 +2,9 @@
 
 An open loop: a request is sent when its time has come, whatever became of those before it. Half of them
 share connections that are kept, the others open one each; half ask with a vector, the others with a text,
-every second of which nobody has asked before. A line of JSON for each request: when it was sent (seconds
-since 1970), how long it took, its kind, what came back ("ok", a status, an exception), and how often a
-connection was refused before it could be sent at all.
+every second of which nobody has asked before. A line of JSON for each request: when it was due (seconds
+since 1970), how long it took from then on, its kind, what came back ("ok", a status, an exception), and
+how often a connection was refused before it could be sent at all.
 """
 
 from __future__ import annotations
@@ -53,18 +53,18 @@ class Load:
             "fresh": httpx.AsyncClient(trust_env=False, timeout=TIMEOUT, limits=fresh),
         }
 
-    async def ask(self, number: int) -> None:
+    async def ask(self, number: int, due: float) -> None:
         """Send one request, and write down what became of it."""
         kind, question = body(number)
         connection = "kept" if number // 4 % 2 else "fresh"
-        sent, refused, said = time.time(), 0, "refused"
-        while said == "refused" and time.time() < sent + REFUSED_SECONDS:
+        refused, said = 0, "refused"
+        while said == "refused" and time.time() < due + REFUSED_SECONDS:
             if refused:
                 await asyncio.sleep(REFUSED_PAUSE_SECONDS)
             said = await self._once(self._clients[connection], question)
             refused += said == "refused"
-        took = round(time.time() - sent, 4)
-        line = {"sent": round(sent, 4), "took": took, "kind": f"{kind}, {connection}", "said": said}
+        took = round(time.time() - due, 4)
+        line = {"due": round(due, 4), "took": took, "kind": f"{kind}, {connection}", "said": said}
         print(json.dumps(line | {"refused": refused}), flush=True)
 
     async def _once(self, client: httpx.AsyncClient, question: dict[str, object]) -> str:
@@ -83,11 +83,12 @@ async def main() -> None:
     """Ask until the pod ends."""
     load = Load(os.environ["TARGET"], os.environ["INDEX"])
     every = 1 / float(os.environ["RATE"])
-    begun = time.monotonic()
+    begun = time.time()
     asking: set[asyncio.Task[None]] = set()
     for number in itertools.count():
-        await asyncio.sleep(max(0.0, begun + number * every - time.monotonic()))
-        task = asyncio.create_task(load.ask(number))
+        due = begun + number * every
+        await asyncio.sleep(max(0.0, due - time.time()))
+        task = asyncio.create_task(load.ask(number, due))
         asking.add(task)
         task.add_done_callback(asking.discard)
 

@@ -120,11 +120,14 @@ def test_it_speaks_https_behind_policies_budgets_and_autoscalers(node: Node | Gi
         "service.tls.secretName=service-tls,embedder.tls.secretName=embedder-tls",
         "networkPolicy.enabled=true,networkPolicy.egress.enabled=true",
         "service.autoscaling.enabled=true,worker.replicas=2,settings.max_k=50",
+        "networkPolicy.service.from[0].podSelector.matchLabels.app=portal",
     )
-    node.helm("upgrade", "polaris", CHART, "-n", release, "--reuse-values", f"--set={','.join(values)}")
+    change = ("--reset-then-reuse-values", f"--set={','.join(values)}")
+    node.helm("upgrade", "polaris", CHART, "-n", release, *change)
     for part in DEPLOYMENTS:
         node.kubectl("rollout", "status", f"deployment/polaris-{part}", "-n", release, "--timeout=120s")
     assert "no login for the database yet" in answer(node, release, "https:polaris-service:https", "/readyz")
+    node.helm("test", "polaris", "-n", release, "--timeout=60s")
     assert "multilingual-e5-small" in answer(node, release, "https:polaris-embedder:https", "/v1/models")
     kinds = "networkpolicies,poddisruptionbudgets,horizontalpodautoscalers"
     made = node.kubectl("get", kinds, "-n", release, "-o", "name").stdout.split()
