@@ -229,10 +229,12 @@ def test_nobody_reaches_a_part_but_who_must() -> None:
     ] == ["service", "worker"]
 
 
-def test_a_service_of_some_is_still_scraped() -> None:
+def test_a_service_of_some_is_still_scraped_and_tested() -> None:
     some = "--set=networkPolicy.service.from[0].podSelector.matchLabels.app=portal"
     (rule,) = of(render(*POLICIES, some), "NetworkPolicy")["service"]["spec"]["ingress"]
-    assert len(rule["from"]) == 2
+    assert len(rule["from"]) == 3
+    labels = rule["from"][-1]["podSelector"]["matchLabels"]
+    assert labels["app.kubernetes.io/component"] == "test"
     nobody = "--set-json=networkPolicy.metrics.from=[]"
     assert "ingress" not in of(render(*POLICIES, nobody), "NetworkPolicy")["operator"]["spec"]
 
