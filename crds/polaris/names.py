@@ -27,6 +27,8 @@ MANAGED_BY = "polaris.dev/managed-by"
 # Channels of LISTEN/NOTIFY. The payload is the id of the index.
 WORK_CHANNEL = "polaris_work"
 CATALOG_CHANNEL = "polaris_catalog"
+TRACE_CHANNEL = "polaris_trace"
+"""Which trace accepted documents belong to: index, sequences and headers in JSON."""
 
 Purpose = Literal["query", "worker"]
 IndexRole = Literal["owner", "reader", "writer"]

@@ -22,11 +22,12 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from polaris.errors import PolarisError, Unavailable
-from polaris.names import CATALOG_CHANNEL, WORK_CHANNEL
+from polaris.names import CATALOG_CHANNEL, TRACE_CHANNEL, WORK_CHANNEL
 from polaris.settings import WorkerSettings
 from polaris.telemetry import configure_logging, configure_tracing, logger
 from polaris_service.database import SWEEP_SECONDS, Database, Purpose
 from polaris_service.documents.behind import BACKLOG_DOCUMENTS, Level, Outcome, WorkLimits
+from polaris_service.documents.traces import Traces
 from polaris_service.embed.measured import measured
 from polaris_service.embed.provider import OfferedModel, Provider
 from polaris_service.embed.registry import Embedders
@@ -157,6 +158,8 @@ class Worker:
         self._others: set[asyncio.Task[None]] = set()
         database.listen(WORK_CHANNEL, self._heard_work)
         database.listen(CATALOG_CHANNEL, self._heard_catalog)
+        self._traces = Traces()
+        database.listen(TRACE_CHANNEL, self._traces.heard)
 
     # --- life ---
 
@@ -281,6 +284,7 @@ class Worker:
     async def _take(self, turn: _Turn) -> float:
         """Take one step of a generation; return the seconds until it is due again."""
         index = turn.level.index
+        begun = time.time_ns()
         try:
             outcome = await turn.level.step()
         except Unavailable as error:
@@ -298,6 +302,7 @@ class Worker:
             return _back_off(turn.troubles, None)
         turn.troubles = 0
         self._count(index, outcome)
+        self._traces.applied(index.id, outcome.applied, begun, time.time_ns())
         if outcome.more:
             self._wake.set()
             return 0.0

@@ -66,6 +66,21 @@ def test_a_trace_goes_on_to_the_generator(system: Running) -> None:
     assert spans["generate"].parent == spans[request].id
 
 
+def test_a_document_s_trace_goes_on_in_the_worker_that_applies_it(system: Running) -> None:
+    trace, caller = secrets.token_hex(16), secrets.token_hex(8)
+    answer = system.site.http.put(
+        f"{system.site.path()}/documents/traced",
+        json={"text": "Whoever asks for leave 21 gets 21 days."},
+        headers={"traceparent": f"00-{trace}-{caller}-01"},
+    )
+    assert answer.is_success
+    wait_for("the spans to arrive", lambda: "apply document" in system.receiver.of(trace))
+    spans = system.receiver.of(trace)
+    (request,) = (span for span in spans.values() if span.parent == caller)
+    assert spans["apply document"].parent == request.id
+    assert (request.program, spans["apply document"].program) == ("polaris-service", "polaris-worker")
+
+
 def test_no_span_holds_a_question_a_document_or_a_path(system: Running) -> None:
     wait_for(
         "spans of service and worker", lambda: len({span.program for span in system.receiver.spans}) >= 2

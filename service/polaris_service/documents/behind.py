@@ -105,6 +105,8 @@ class Outcome:
     """There may be more to do at once."""
     look_again: float | None = None
     """Seconds until something is known to be due."""
+    applied: tuple[int, ...] = ()
+    """The sequences of documents that became searchable."""
     behind: int = 0
     """Sequences between the low water and the clock: at least as many as documents are behind."""
 
@@ -347,6 +349,7 @@ class Level:
     async def _one_by_one(self, provider: Provider, claimed: Sequence[asyncpg.Record]) -> Outcome:
         """Try each document of a batch that failed in a transaction of its own."""
         documents = chunks = embedded = failed = given_up = 0
+        applied: tuple[int, ...] = ()
         for row in claimed:
             try:
                 async with self._database.transaction("work") as connection:
@@ -358,6 +361,7 @@ class Level:
                     outcome = await self._bring_level(connection, provider, again)
                 documents, chunks = documents + 1, chunks + outcome.chunks
                 embedded += outcome.embedded
+                applied += outcome.applied
             except (asyncio.CancelledError, IndexNotReady):
                 raise
             except Exception as error:
@@ -365,7 +369,7 @@ class Level:
                     raise
                 given_up += await self._write_down(row, error)
                 failed += 1
-        return Outcome(documents, chunks, embedded, failed, given_up, more=True)
+        return Outcome(documents, chunks, embedded, failed, given_up, more=True, applied=applied)
 
     async def _write_down(self, row: asyncpg.Record, error: Exception) -> bool:
         """Note a failure; return whether the document is given up on."""
@@ -405,7 +409,8 @@ class Level:
         made, embedded = await self._vectors(connection, provider, documents)
         await self._replace(connection, documents, made)
         chunks = sum(len(document.spans) for document in documents)
-        return Outcome(len(documents), chunks, embedded, more=True)
+        applied = tuple(document.row["sequence"] for document in documents)
+        return Outcome(len(documents), chunks, embedded, more=True, applied=applied)
 
     async def _cut(
         self, connection: Connection, provider: Provider, claimed: Sequence[asyncpg.Record]

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 
 from polaris.errors import PolarisError
-from polaris.names import WORK_CHANNEL
+from polaris.names import TRACE_CHANNEL, WORK_CHANNEL
 from polaris_service.database import Database
+from polaris_service.documents.traces import told
 
 _GATHER_SECONDS = 0.02
+_TRACES = 50
+"""So many commits' traces are told at a time; who traces more than that misses none of the first."""
+_TELL = "SELECT pg_notify(channel, payload) FROM unnest($1::text[], $2::text[]) AS told(channel, payload)"
 
 
 class Notifier:
@@ -22,11 +27,14 @@ class Notifier:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._indexes: set[int] = set()
+        self._traces: list[str] = []
         self._sending: asyncio.Task[None] | None = None
 
-    def notify(self, index: int) -> None:
-        """Have workers look at an index soon."""
+    def notify(self, index: int, sequences: Sequence[int]) -> None:
+        """Have workers look at an index soon, and go on with the trace of what was written."""
         self._indexes.add(index)
+        if len(self._traces) < _TRACES and (payload := told(index, sequences)):
+            self._traces.append(payload)
         if self._sending is None or self._sending.done():
             self._sending = asyncio.create_task(self._send())
 
@@ -34,12 +42,13 @@ class Notifier:
         while self._indexes:
             await asyncio.sleep(_GATHER_SECONDS)
             indexes, self._indexes = self._indexes, set()
+            traces, self._traces = self._traces, []
             with contextlib.suppress(PolarisError):
                 async with self._database.connection("notify") as connection:
                     await connection.execute(
-                        "SELECT pg_notify($1, index::text) FROM unnest($2::integer[]) AS index",
-                        WORK_CHANNEL,
-                        sorted(indexes),
+                        _TELL,
+                        [WORK_CHANNEL] * len(indexes) + [TRACE_CHANNEL] * len(traces),
+                        [*map(str, sorted(indexes)), *traces],
                     )
 
     async def stop(self) -> None:

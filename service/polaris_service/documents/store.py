@@ -26,7 +26,7 @@ from polaris_service.documents.rows import CHUNK_COLUMNS, Chunks, Version, copy_
 from polaris_service.indexes import IndexNotReady, ServedIndex
 
 State = Literal["pending", "searchable", "failed", "superseded"]
-T = TypeVar("T")
+T = TypeVar("T", "Written", "list[Written]")
 
 # A deadlock or a lost race is tried again so often before the caller hears of it.
 _ATTEMPTS = 8
@@ -207,7 +207,7 @@ class Store:
                     raise
             else:
                 if wake:
-                    self._notifier.notify(index.id)
+                    self._notifier.notify(index.id, _sequences(result))
                 return result
         raise AssertionError("unreachable")
 
@@ -471,6 +471,12 @@ def _present(row: Mapping[str, Any] | None) -> int | None:
 
 def _changes(row: Mapping[str, Any] | None, write: Write) -> bool:
     return bool(row is None or row["deleted"] or row["content_hash"] != write.content_hash)
+
+
+def _sequences(result: Written | Sequence[Written]) -> list[int]:
+    """Return the sequences of what was new in what was written."""
+    written = [result] if isinstance(result, Written) else result
+    return [each.sequence for each in written if each.new]
 
 
 def _written(external_id: str, row: Mapping[str, Any] | None, sequence: int | None) -> Written:
