@@ -56,6 +56,16 @@ def test_what_nobody_asks_for_any_more_is_forgotten(exported: InMemorySpanExport
     assert exported.get_finished_spans() == ()
 
 
+@pytest.mark.parametrize(
+    "payload", ["", "[]", "7", '[7, "x", {}]', '[7, [41], {"traceparent": 1}]', "[7, [41]"]
+)
+def test_what_makes_no_sense_is_passed_over(exported: InMemorySpanExporter, payload: str) -> None:
+    kept = Traces()
+    kept.applied(7, [41], 1, 2)
+    kept.heard(payload)
+    assert exported.get_finished_spans() == ()
+
+
 def test_only_a_trace_that_is_kept_is_told() -> None:
     assert told(7, [41]) is None
     for flags, is_told in (("01", True), ("00", False)):

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import orjson
 from opentelemetry.trace import SpanKind
+from pydantic import TypeAdapter, ValidationError
 
 from polaris.telemetry import past_span, trace_headers, tracing
 
@@ -22,6 +23,9 @@ V = TypeVar("V")
 _TOLD = 20
 """Documents of a commit whose trace is told; of a larger batch the first ones."""
 _KEPT = 1000
+_TOLD_OF: TypeAdapter[tuple[int, list[int], dict[str, str]]] = TypeAdapter(
+    tuple[int, list[int], dict[str, str]]
+)
 
 
 def told(index: int, sequences: Sequence[int]) -> str | None:
@@ -45,10 +49,16 @@ class Traces:
         self._applied: OrderedDict[tuple[int, int], _Applied] = OrderedDict()
 
     def heard(self, payload: str | None) -> None:
-        """Take in what a service told; None: the connection is new."""
+        """Take in what a service told; None: the connection is new.
+
+        Any login of the database may say something here, so what makes no sense is passed over.
+        """
         if payload is None or not tracing():
             return
-        index, sequences, carried = orjson.loads(payload)
+        try:
+            index, sequences, carried = _TOLD_OF.validate_json(payload)
+        except ValidationError:
+            return
         for sequence in sequences:
             applied = self._applied.pop((index, sequence), None)
             if applied is None:
