@@ -50,9 +50,11 @@ def build_parts(settings: ServiceSettings, embedders: Embedders | None = None) -
     """Make the parts that the settings ask for, but for those that are given; nothing is opened yet."""
     metrics = Metrics()
     standby = Standby(settings.read_host, settings.read_port) if settings.read_host else None
+    # Where an index is served, for `status.queryURL`: by who takes documents too.
+    query_url = None if standby else settings.query_url or None
     database = Database(
         Path(settings.database_secret),
-        Purpose("query", settings.query_url or None, standby),
+        Purpose("query", query_url, standby),
         metrics,
         size=settings.pool_size,
         statement_seconds=settings.request_timeout_seconds,

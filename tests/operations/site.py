@@ -150,7 +150,6 @@ class Site:
         self._environments["reader"] = {
             **self._environments["serve"],
             "POLARIS_PORT": str(mine),
-            "POLARIS_QUERY_URL": "",
             "POLARIS_READ_HOST": "127.0.0.1",
             "POLARIS_READ_PORT": str(port),
         }

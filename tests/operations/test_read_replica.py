@@ -53,6 +53,10 @@ def test_a_service_that_reads_from_a_standby_waits_for_it_follows_logins_and_out
             epochs = "SELECT epoch FROM polaris.consumers WHERE kind = 'query' ORDER BY 1"
             wait_for("both services to have moved", lambda: execute(uri(primary), epochs) == [(2,), (2,)])
 
+            # Where the index is served is where documents are taken too.
+            urls = "SELECT query_url FROM polaris.consumers WHERE query_url IS NOT NULL"
+            assert execute(uri(primary), urls) == [(polaris.url,)]
+
             crash(primary)
             again = reader.post(f"{polaris.path()}/search", json={"query": "leave"})
             assert again.status_code == httpx.codes.OK
