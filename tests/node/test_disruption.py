@@ -210,7 +210,9 @@ def system(
         put_documents(system)
         system.kubectl("apply", "-f", "-", input=asker(polaris_archive))
         system.kubectl("wait", "--for=condition=Ready", "pod/asker", "--timeout=60s")
+        begun = time.monotonic()
         while not system.asked():
+            assert time.monotonic() < begun + 60, "the load has not begun"
             time.sleep(0.2)
     except (AssertionError, ToolError) as error:
         seen = system.kubectl("get", "pgdb,pidx,pods", "-o", "wide") + system.kubectl("describe", "pods")
@@ -374,9 +376,12 @@ def test_an_evicted_pod_costs_no_request(system: System, part: str, report: Call
 
 def test_a_drained_node_costs_no_request(system: System, report: Callable[[str], None]) -> None:
     # They spread where they can, and one eviction after the other may have left both on one node.
-    while {pod["spec"]["nodeName"] for pod in system.pods("service")} != {"node-1", "node-2"}:
+    for _ in range(5):
+        if {pod["spec"]["nodeName"] for pod in system.pods("service")} == {"node-1", "node-2"}:
+            break
         system.kubectl("rollout", "restart", "deployment/polaris-service")
         system.settled()
+    assert {pod["spec"]["nodeName"] for pod in system.pods("service")} == {"node-1", "node-2"}
     try:
         with system.under_load() as asked:
             system.node.kubectl(

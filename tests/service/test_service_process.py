@@ -63,7 +63,7 @@ def test_who_sends_everything_before_reading_an_answer_is_read_to_the_end(
     http: httpx.Client, index: Index
 ) -> None:
     """10 MB of results are more than sockets hold; a service that waited for its reader would hang."""
-    count = 60_000
+    count = 120_000
     response = http.post(
         f"{index.path}/documents", content=(b"{}\n" * 1000 for _ in range(count // 1000)), headers=NDJSON
     )
