@@ -14,7 +14,7 @@ import yaml
 
 from docs.pages import README, ROOT, block
 from kube.tool import ToolError
-from node import images
+from node import images, waiting
 from node.conftest import fresh_namespace
 from node.kubelet import memory_of_parts
 from node.node import Given, Node
@@ -125,16 +125,6 @@ class Release:
         url = url if url.startswith("http") else f"http://polaris-service{url}"
         run = ("exec", pod, "--", "/opt/polaris/bin/python", "-c", CALL, method, url, json.dumps(body), path)
         return Answer(*json.loads(self.kubectl(*run)))
-
-    def connected(self) -> None:
-        """Return when each pod of the service has the login: the kubelet brings a Secret in its own time."""
-        selector = ("-l", "app.kubernetes.io/component=service", "-o", "name")
-        for pod in self.kubectl("get", "pods", *selector).split():
-            where = f"/api/v1/namespaces/{NAMESPACE}/pods/{pod.removeprefix('pod/')}:8080/proxy/readyz"
-            deadline = time.monotonic() + 120
-            while (said := self.kubectl("get", "--raw", where).strip()) != "ok":
-                assert time.monotonic() < deadline, said
-                time.sleep(0.5)
 
     def ask(self, pod: str = "writer", question: str = QUESTION, shown: str = "polaris") -> Answer:
         """Ask the index of the tests."""
@@ -270,7 +260,7 @@ def release(installed: tuple[Release, float]) -> Release:
     try:
         release.kubectl("wait", "--for=condition=Ready", "pidx/handbook", "--timeout=60s")
         release.kubectl("wait", "--for=condition=Ready", "pod/writer", "pod/stranger", "--timeout=60s")
-        release.connected()
+        waiting.for_the_login(release.kubectl, NAMESPACE)
         sequence = 0
         for name, text in DOCUMENTS.items():
             put = release.call("writer", "PUT", f"{PATH}/documents/{name}", {"text": text})

@@ -20,7 +20,7 @@ import yaml
 
 import polaris
 from kube.tool import ToolError
-from node import images
+from node import images, waiting
 from node.node import Node
 from node.test_chart import CHART, use
 from polaris_migrations import HEAD
@@ -128,15 +128,6 @@ class System:
             assert time.monotonic() < deadline
             time.sleep(0.5)
 
-    def connected(self) -> None:
-        """Wait until each pod of the service has the login: the kubelet looks every 10 s or so."""
-        for pod in self.pods("service"):
-            where = f"/api/v1/namespaces/{NAMESPACE}/pods/{pod['metadata']['name']}:8080/proxy/readyz"
-            deadline = time.monotonic() + 120
-            while (said := self.kubectl("get", "--raw", where).strip()) != "ok":
-                assert time.monotonic() < deadline, said
-                time.sleep(0.5)
-
     def revision(self) -> str:
         """The catalog's."""
         command = ("exec", "polaris-demo-0", "-c", "postgres", "--", "sh", "-c", SHOW_REVISION)
@@ -206,7 +197,7 @@ def system(
     try:
         system.settled()
         system.kubectl("wait", "--for=condition=Ready", "pgdb/main", "pidx/rules", "--timeout=120s")
-        system.connected()
+        waiting.for_the_login(system.kubectl, NAMESPACE)
         put_documents(system)
         system.kubectl("apply", "-f", "-", input=asker(polaris_archive))
         system.kubectl("wait", "--for=condition=Ready", "pod/asker", "--timeout=60s")
