@@ -6,7 +6,7 @@
 ARG BASE=debian:trixie-slim
 
 FROM ${BASE} AS build
-RUN apt-get update \
+RUN apt-get update --error-on=any \
  && apt-get install --yes --no-install-recommends binutils python3 python3-venv \
  && rm -rf /var/lib/apt/lists/*
 WORKDIR /build
@@ -56,7 +56,7 @@ RUN /opt/tools/bin/uv pip install --python /opt/polaris/bin/python --no-deps dis
 FROM ${BASE} AS runtime
 # Where it is set, nothing in the image tells when it was built.
 ARG SOURCE_DATE_EPOCH
-RUN apt-get update \
+RUN apt-get update --error-on=any \
  && apt-get install --yes --no-install-recommends python3 ca-certificates \
  && find /usr/lib/python3* -name __pycache__ -prune -exec rm -rf {} + \
  && rm -rf /usr/lib/python3*/test /usr/lib/python3*/pydoc_data /usr/lib/python3*/idlelib /usr/lib/python3*/turtle*.py \

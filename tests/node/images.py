@@ -71,7 +71,7 @@ debootstrap --force-check-gpg --keyring={KEYRING} --variant=minbase trixie "$1" 
 printf '%s' {shlex.quote(_SLIM.lstrip())} > "$1/etc/dpkg/dpkg.cfg.d/slim"
 rm -f "$1/etc/apt/sources.list"
 printf '%s' {shlex.quote(_ARCHIVE.lstrip())} > "$1/etc/apt/sources.list.d/debian.sources"
-chroot "$1" apt-get update >&2
+chroot "$1" apt-get update --error-on=any >&2
 DEBIAN_FRONTEND=noninteractive chroot "$1" apt-get dist-upgrade --yes --no-install-recommends >&2
 cd "$1"
 find usr/share/doc ! -type d ! -name copyright -delete
@@ -193,7 +193,7 @@ def _base(folder: Path, temporary: Path, tell: build.Say) -> Path:
 
 
 def _prune(folder: Path) -> None:
-    """Keep the newest of each image, and of the layers that they share: each takes 0.5 to 1.5 GB."""
+    """Keep the newest two of each image, and of the layers that they share: each takes 0.5 to 1.5 GB."""
     for pattern in ("storage-*", *(f"{name}-{'?' * 16}.tar" for name in TARGETS.values())):
         for old in sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime)[:-_KEPT]:
             if old.is_dir():
