@@ -246,7 +246,7 @@ def _leave(entry: _Entry, *, for_another: bool = False) -> None:
     if entry.postgres is not None:
         entry.postgres.resign()
         builds = entry.postgres.builds()
-        if not builds and (builds is False or not for_another):
+        if builds is False or (builds is None and not for_another):
             _revoke_own(entry)
         entry.postgres.close()
     entry.listener = entry.postgres = entry.doors = None

@@ -749,6 +749,8 @@ def encrypted(tmp_path: Path) -> Iterator[tuple[Database, str]]:
         yield make_database(server), (tmp_path / "server.crt").read_text()
 
 
+# PostgreSQL's own TLS: servers from wheels are built without OpenSSL, so this one has to be Debian's. Where
+# that can't be had, tests/tls checks names and authorities through a TLS end before a server from a wheel.
 @pytest.mark.skipif(servers.why_not_15() is not None, reason=str(servers.why_not_15()))
 def test_a_certificate_is_verified_by_name_and_authority(
     scene: FolderScene, encrypted: tuple[Database, str]

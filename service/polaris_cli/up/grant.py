@@ -6,7 +6,7 @@ Everything may be done again at any time, and is: at each start of `polaris up`,
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Any, Self
 
@@ -73,33 +73,27 @@ def grant(dsn: str, database: str, *, vault: bool = True) -> None:
 
 
 def new_vault_password(dsn: str) -> str:
-    """Give Vault's own login, which is the whole server's, a new password, and return it.
-
-    PostgreSQL gets a verifier: the password stands in no statement, so in no log.
-    """
-    password = secrets.token_urlsafe(24)
-    with closing(connect(dsn)) as connection:
-        verifier = encrypt_password(password, bootstrap.VAULT_LOGIN, connection, "scram-sha-256")
-        change = "ALTER ROLE {role} PASSWORD {verifier}"
-        role = identifier(bootstrap.VAULT_LOGIN)
-        run(connection, [compose(change, role=role, verifier=literal(verifier))])
-    return password
+    """Give Vault's own login, which is the whole server's, a new password, and return it."""
+    return _new_password(dsn, bootstrap.VAULT_LOGIN)
 
 
 def new_admin_password(dsn: str) -> str:
     """Make the login that the operator has where there is no Vault, and return its new password."""
+    return _new_password(dsn, bootstrap.ADMIN_LOGIN, bootstrap.admin_login_statements)
+
+
+def _new_password(dsn: str, login: str, make: Callable[[str], Sequence[Sql]] = lambda _: ()) -> str:
+    """Give a login a new password, after what makes it of a verifier has run; return the password.
+
+    PostgreSQL gets the verifier: the password stands in no statement, so in no log.
+    """
     password = secrets.token_urlsafe(24)
     with closing(connect(dsn)) as connection:
-        verifier = encrypt_password(password, bootstrap.ADMIN_LOGIN, connection, "scram-sha-256")
-        change = "ALTER ROLE {role} PASSWORD {verifier}"
-        role = identifier(bootstrap.ADMIN_LOGIN)
-        run(
-            connection,
-            [
-                *bootstrap.admin_login_statements(verifier),
-                compose(change, role=role, verifier=literal(verifier)),
-            ],
+        verifier = encrypt_password(password, login, connection, "scram-sha-256")
+        change = compose(
+            "ALTER ROLE {role} PASSWORD {verifier}", role=identifier(login), verifier=literal(verifier)
         )
+        run(connection, [*make(verifier), change])
     return password
 
 

@@ -26,7 +26,7 @@ from polaris.errors import ClusterUnavailable, Overloaded, Unauthenticated
 from polaris.telemetry import logger
 from polaris_service.gate.access import Access, Caller
 from polaris_service.gate.cache import Answers
-from polaris_service.trust import Trusting
+from polaris_service.trust import transport
 
 _log = logger(__name__)
 
@@ -68,12 +68,12 @@ def _tls(configuration: Configuration) -> ssl.SSLContext | bool:
 
 def _client(configuration: Configuration) -> httpx.AsyncClient:
     """Return a client of the API server; the authority that a pod is given is followed when it rotates."""
-    authority = configuration.ssl_ca_cert
-    follows = authority and configuration.verify_ssl and not configuration.cert_file
+    plain = configuration.verify_ssl and not configuration.cert_file
+    followed = configuration.ssl_ca_cert if plain else None
     return httpx.AsyncClient(
         base_url=configuration.host,
-        transport=Trusting(Path(authority)) if authority and follows else None,
-        verify=True if follows else _tls(configuration),
+        transport=transport(Path(followed) if followed else None),
+        verify=True if followed else _tls(configuration),
         timeout=_SECONDS,
         trust_env=False,
     )
