@@ -75,7 +75,8 @@ def test_a_review_may_have_all_of_it_judged_and_writes_nothing(judge: Cluster) -
     account = text.replace("namespace: rag", f"namespace: {rag}").replace(":rag:", f":{rag}:")
     database = judge.kubectl("kustomize", TEAM / "databases/staging").stdout
     database = database.replace("namespace: rag", f"namespace: {rag}")
-    asks = ("apply", "--server-side", f"--as=system:serviceaccount:{rag}:review", "-f", "-")
+    review = f"system:serviceaccount:{rag}:review"
+    asks = ("apply", "--server-side", f"--as={review}", "-f", "-")
     judge.kubectl("create", "namespace", rag)
     judge.kubectl("apply", "-f", "-", input=account)
     try:
@@ -88,8 +89,13 @@ def test_a_review_may_have_all_of_it_judged_and_writes_nothing(judge: Cluster) -
         done = judge.kubectl(*asks, "--dry-run=server", input=database)
         assert done.stdout.count("(server dry run)") == 2
         assert judge.kubectl("get", "pgdb", "-n", rag, "-o", "name").stdout == ""
+        # Whatever somebody lets it do one day, to subresources too.
+        judge.kubectl("create", "clusterrolebinding", rag, "--clusterrole=cluster-admin", f"--user={review}")
+        token = judge.kubectl("create", "token", "review", "-n", rag, f"--as={review}", check=False)
+        assert "reviews only ask" in token.stderr
         judge.kubectl("apply", "-f", "-", input=database)  # Nobody else is asked.
     finally:
+        judge.kubectl("delete", "clusterrolebinding", rag, "--ignore-not-found")
         judge.kubectl("delete", "-f", "-", "--ignore-not-found", input=f"{database}\n---\n{account}")
         judge.kubectl("delete", "namespace", rag, "--wait=false")
 

@@ -303,20 +303,22 @@ def test_a_token_is_of_the_account_and_for_the_audience_that_was_asked_for(
 
 
 @pytest.mark.kubernetes
-@pytest.mark.kubernetes
 @pytest.mark.usefixtures("with_namespace")
 def test_what_the_watch_sees_go_while_everything_is_listed_stays_gone(
     in_cluster: tuple[Cluster, KubernetesObjects], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cluster, objects = in_cluster
+    cluster, elsewhere = in_cluster
+    objects = KubernetesObjects(elsewhere.configuration, [NAMESPACE])
     cluster.apply(json.dumps(manifest("brief")))
     key = Key("PolarisDatabase", NAMESPACE, "brief")
     body = cluster.api("GET", path(key)).json()
     listed = objects._list
 
     def then_it_goes(kind: Kind) -> Iterator[dict[str, Any]]:
-        yield from listed(kind)
+        found = list(listed(kind))
+        yield from found
         if kind == "PolarisDatabase":
+            assert "brief" in {one["metadata"]["name"] for one in found}
             cluster.api("DELETE", path(key)).raise_for_status()
             objects.see(kind, body, gone=True)
 

@@ -97,6 +97,12 @@ class FolderScene:
         assert entry.own is not None
         entry.own = replace(entry.own, issued_at=entry.own.issued_at - age)
 
+    def own_login(self) -> str:
+        """The operator's own login now, of Vault."""
+        own = self.operator.databases._entries[MAIN].own
+        assert own is not None
+        return own.username
+
     def read(self, key: Key = MAIN) -> Resource:
         """The object now."""
         resource = self.objects.get(key)

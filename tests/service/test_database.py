@@ -91,6 +91,13 @@ def test_a_part_of_a_login_is_none(tmp_path: Path, missing: str) -> None:
     assert read_login(tmp_path / "nowhere") is None
 
 
+def test_a_login_that_cannot_be_read_says_so(tmp_path: Path) -> None:
+    for name, value in {**LOGIN, "port": None}.items():
+        (tmp_path / name).mkdir() if value is None else (tmp_path / name).write_text(value)
+    with pytest.raises(DatabaseUnavailable, match="cannot be read"):
+        read_login(tmp_path)
+
+
 @pytest.mark.parametrize("key", ["port", "epoch"])
 def test_a_login_that_makes_no_sense_says_so(tmp_path: Path, key: str) -> None:
     for name, value in {**LOGIN, key: "x"}.items():
