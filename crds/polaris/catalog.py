@@ -74,7 +74,7 @@ class Catalog(Base):
     """Eight hexadecimal digits; part of the names of all roles."""
     oldest_code: Mapped[int]
     """The lowest `polaris.CATALOG_LEVEL` that may use this catalog."""
-    level: Mapped[int] = mapped_column(server_default=text("2"))
+    level: Mapped[int] = mapped_column(server_default=text("3"))
     """The number of the newest migration; code whose `polaris.CATALOG_LEVEL` is higher waits for its own."""
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
@@ -139,7 +139,11 @@ class Index(Base):
 
 
 class Generation(Base):
-    """One set of vectors of an index."""
+    """One set of vectors of an index.
+
+    `indexes.serving` says which one serves. Of the others, one that has served and was superseded is a
+    previous one, kept level for a way back; one that has not is a candidate, on its way to serve.
+    """
 
     __tablename__ = "generations"
     __table_args__ = (CheckConstraint("state IN ('serving', 'loading', 'building')", name="state"),)
@@ -149,10 +153,13 @@ class Generation(Base):
     )
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     state: Mapped[str]
-    """serving; loading: without its vector index, by a worker's wish, until what is behind is done;
-    building: a plain CREATE INDEX runs, and workers leave the table alone."""
+    """serving: as one that serves is, workers write and its vector index follows; loading: without its vector
+    index until what is behind is done; building: a plain CREATE INDEX runs, and workers leave the table
+    alone."""
     embedding: Mapped[dict[str, Any]]
     chunking: Mapped[dict[str, Any]]
+    index: Mapped[dict[str, Any] | None]
+    """What its vector index is made by; None: as the index's spec says."""
     vector_index: Mapped[str | None]
     """Name of the valid index that queries use; None: exact search."""
     ef_search: Mapped[int] = mapped_column(server_default=text("64"))
@@ -168,6 +175,13 @@ class Generation(Base):
     """A worker sees a bulk load coming and asks to load first and index after."""
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
     valid_since: Mapped[datetime | None]
+    """Since when it serves, or when it began to serve last."""
+    superseded_at: Mapped[datetime | None]
+    """When another took its place."""
+    verified_at: Mapped[datetime | None]
+    """When the gates before its switch were looked at last."""
+    verified: Mapped[dict[str, Any] | None]
+    """What was found then, in figures (`polaris_operator.world.index.Verified`)."""
 
 
 class Model(Base):

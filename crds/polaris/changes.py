@@ -42,6 +42,7 @@ EFFECTS: dict[str, Effect] = {
     "attributes": Effect.IN_PLACE,
     "tenancy": Effect.NEW_GENERATION,
     "build": Effect.IN_PLACE,
+    "change": Effect.IN_PLACE,
     "drift": Effect.IN_PLACE,
     "deletionPolicy": Effect.IN_PLACE,
     "deletionDeadlineSeconds": Effect.IN_PLACE,

@@ -110,3 +110,8 @@ def advisory_key(*parts: object) -> int:
     """Return the signed 64-bit key of an advisory lock for these parts."""
     digest_bytes = hashlib.sha256("\x00".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest_bytes[:8], "big", signed=True)
+
+
+def switch_lock(schema: str, generation: int) -> int:
+    """Key of the lock that workers share while they write chunks, and a switch from the generation holds."""
+    return advisory_key("switch", schema, generation)

@@ -229,6 +229,9 @@ class WorkerSettings(_Embedders):
     """Tries before a document is given up on until it changes or is retried."""
     bulk_documents: Annotated[int, Field(ge=100)] = 10_000
     """With more documents than this behind in a small index, load first and index after."""
+    backfill_percent: Annotated[int, Field(ge=1, le=100)] = 50
+    """Share of its time that a worker takes at most for generations that do not serve, so that queries and
+    new documents keep theirs."""
 
 
 class EmbedderSettings(_Served):

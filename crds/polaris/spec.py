@@ -424,6 +424,13 @@ class Build(Part):
     """A build that takes longer is ended."""
 
 
+class Change(Part):
+    """How a change of what is stored comes about."""
+
+    retain_previous_seconds: Annotated[int, Field(ge=0, le=2592000)] = 3600
+    """How long what served before is kept level: until then, putting the old spec back is a mere switch."""
+
+
 class Drift(StrEnum):
     """What happens when the database no longer is what the spec says."""
 
@@ -483,6 +490,8 @@ class PolarisIndexSpec(Part):
     """Tenants within the index."""
     build: Build = Build()
     """What a build of the index may use."""
+    change: Change = Change()
+    """How another generation takes the place of the one that serves."""
     drift: Drift = Drift.REPAIR
     """Whether what no longer agrees with the spec is repaired or only reported."""
     deletion_policy: DeletionPolicy = DeletionPolicy.RETAIN

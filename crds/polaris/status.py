@@ -30,6 +30,8 @@ class Reason(StrEnum):
     MIGRATING = "Migrating"
     BUILDING_INDEX = "BuildingIndex"
     LOADING = "Loading"
+    FILLING = "Filling"
+    VERIFYING = "Verifying"
     ROTATING = "Rotating"
     DELETING = "Deleting"
     NOT_MEASURED = "NotMeasured"
@@ -52,7 +54,7 @@ class Reason(StrEnum):
     MIGRATION_NEEDED = "MigrationNeeded"
     CATALOG_TOO_NEW = "CatalogTooNew"
     MODEL_UNAVAILABLE = "ModelUnavailable"
-    NEW_GENERATION_NEEDED = "NewGenerationNeeded"
+    GATE_FAILED = "GateFailed"
     NOT_OWNER = "NotOwner"
     IN_USE = "InUse"
     SUSPENDED = "Suspended"
@@ -80,6 +82,7 @@ class Reason(StrEnum):
     ADOPTED = "Adopted"
     DELETED = "Deleted"
     BULK_LOAD = "BulkLoad"
+    GENERATION_RETIRED = "GenerationRetired"
 
 
 class Condition(Part):
@@ -185,6 +188,17 @@ class CandidateStatus(Part):
     """Who it waits for."""
 
 
+class PreviousStatus(Part):
+    """A generation that has served, kept level for a way back."""
+
+    generation: int
+    """Its number."""
+    table: str
+    """Its table of chunks, with the schema."""
+    drop_after: Timestamp
+    """When it is given up."""
+
+
 class StepStatus(Part):
     """One step of the plan."""
 
@@ -237,6 +251,8 @@ class IndexStatus(Part):
     """The generation that serves."""
     candidate: CandidateStatus | None = None
     """What is being built."""
+    previous: PreviousStatus | None = None
+    """What served before."""
     plan: PlanStatus | None = None
     """What waits to be done."""
     verification: VerificationStatus | None = None

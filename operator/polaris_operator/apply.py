@@ -7,6 +7,7 @@ in the catalog before anything is asked of anybody else.
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
@@ -22,7 +23,9 @@ from polaris_operator import bootstrap, ledger, login_secret
 from polaris_operator.doors import Doors
 from polaris_operator.objects import Resource
 from polaris_operator.observe.recall import measure
+from polaris_operator.observe.verification import verify
 from polaris_operator.plan.recall import record
+from polaris_operator.plan.succession import record_verified
 from polaris_operator.postgres import run
 from polaris_operator.steps import (
     Action,
@@ -38,11 +41,14 @@ from polaris_operator.steps import (
     SetFinalizer,
     Step,
     TakeOver,
+    Verify,
     WriteVaultRole,
 )
 from polaris_operator.vault import Issued, Vault
 
 log = logger(__name__)
+
+_TRY_AGAIN_SECONDS = 0.05
 
 STEPS = Counter("polaris_operator_steps_total", "Steps carried out, by what they do.", ["action", "reason"])
 
@@ -71,15 +77,15 @@ def apply(steps: Sequence[Step], doors: Doors, resource: Resource) -> Resource:
 def _carry_out(action: Action, doors: Doors, resource: Resource) -> None:  # noqa: C901  one case an action
     match action:
         case Execute():
-            with doors.postgres.write(action.guards) as connection:
-                for statement in action.statements:
-                    run(connection, statement)
+            _execute(action, doors)
         case ExecuteAlone():
             doors.postgres.alone(action)
         case BuildIndex():
             doors.postgres.start_build(action, lambda: doors.wake(resource.key))
         case MeasureRecall():
             _measure(action, doors)
+        case Verify():
+            _verify(action, doors)
         case Migrate():
             with doors.postgres.unfenced() as connection:
                 polaris_migrations.upgrade(connection, action.revision)
@@ -95,6 +101,28 @@ def _carry_out(action: Action, doors: Doors, resource: Resource) -> None:  # noq
             _revoke(action, doors, resource)
         case RevokeLease():
             _vault(doors).revoke(action.lease_id)
+
+
+def _execute(action: Execute, doors: Doors) -> None:
+    end = time.monotonic() + action.patience_seconds
+    while True:
+        try:
+            with doors.postgres.write(action.guards) as connection:
+                for statement in action.statements:
+                    run(connection, statement)
+        except Conflict:
+            if time.monotonic() >= end:
+                raise
+            time.sleep(_TRY_AGAIN_SECONDS)
+        else:
+            return
+
+
+def _verify(action: Verify, doors: Doors) -> None:
+    with doors.postgres.read() as connection:
+        verified = verify(connection, action)
+    with doors.postgres.write() as connection:
+        run(connection, record_verified(action.index, action.generation, verified))
 
 
 def _measure(action: MeasureRecall, doors: Doors) -> None:

@@ -20,11 +20,13 @@ class Execute:
     """Statements of one transaction, as the operator's role; fenced (see `polaris.catalog.Fence`).
 
     `guards` are conditions over the catalog that were true when the step was planned; where one no
-    longer holds the transaction is given up with Conflict and everything is observed again.
+    longer holds the transaction is given up with Conflict and everything is observed again: at once, or
+    where others change it all the time, after so many seconds of tries.
     """
 
     statements: tuple[Sql, ...]
     guards: tuple[Sql, ...] = ()
+    patience_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,17 @@ class MeasureRecall:
 
 
 @dataclass(frozen=True)
+class Verify:
+    """Compare a generation with the stored documents and the one that serves; write down what is found."""
+
+    index: int
+    """Number in the catalog."""
+    generation: int
+    serving: int
+    schema: str
+
+
+@dataclass(frozen=True)
 class IssueLogin:
     """Issue a login and publish it in a Secret: ledger row, Vault (or CREATE ROLE), ledger, Secret."""
 
@@ -167,6 +180,7 @@ Action: TypeAlias = (
     | RevokeLogin
     | RevokeLease
     | SetFinalizer
+    | Verify
 )
 
 

@@ -57,7 +57,10 @@ class IndexNotReady(Unavailable):
 
 @dataclass(frozen=True)
 class ServedIndex:
-    """An index as it serves: where it stands, what it promises, and its serving generation."""
+    """An index as it serves, and one of its generations.
+
+    That is the one that serves, but for workers, who keep the others level too.
+    """
 
     id: int
     """Number in the catalog; the payload of NOTIFY."""
@@ -70,10 +73,11 @@ class ServedIndex:
     """The spec that was last made true."""
     object_generation: int
     generation: int
-    """Number of the serving generation."""
+    """Number of the generation that this is about."""
+    serving: int | None
+    """Number of the one that serves."""
     state: GenerationState
     embedding: Embedding
-    """Of the serving generation."""
     chunking: Chunking
     vector_index: str | None
     """Name of the valid index; None: search is exact."""
@@ -84,6 +88,11 @@ class ServedIndex:
     """Measured, 0 to 1."""
     load_requested: bool
 
+    @property
+    def serves(self) -> bool:
+        """Whether queries are answered from this generation."""
+        return self.generation == self.serving
+
     @cached_property
     def attribute_types(self) -> Mapping[str, AttributeType]:
         """The declared attributes, by name."""
@@ -91,12 +100,12 @@ class ServedIndex:
 
     @cached_property
     def chunks(self) -> Sql:
-        """The serving generation's table of chunks, qualified and quoted."""
+        """The generation's table of chunks, qualified and quoted."""
         return identifier(self.schema, chunks_table(self.generation))
 
     @cached_property
     def applied(self) -> Sql:
-        """The serving generation's table of what it has applied, qualified and quoted."""
+        """The generation's table of what it has applied, qualified and quoted."""
         return identifier(self.schema, applied_table(self.generation))
 
     def table(self, name: str) -> Sql:
@@ -136,6 +145,7 @@ def served(row: Mapping[str, Any]) -> ServedIndex:
         spec=_spec_of(which, row["spec"]),
         object_generation=row["object_generation"],
         generation=row["number"],
+        serving=row["serving"],
         state=row["state"],
         embedding=Embedding.model_validate(orjson.loads(row["embedding"])),
         chunking=Chunking.model_validate(orjson.loads(row["chunking"])),

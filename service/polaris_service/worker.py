@@ -11,7 +11,8 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncIterator
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from starlette.routing import Route
 from polaris.errors import PolarisError, Unavailable
 from polaris.names import CATALOG_CHANNEL, TRACE_CHANNEL, WORK_CHANNEL
 from polaris.settings import WorkerSettings
+from polaris.spec import Embedding
 from polaris.telemetry import configure_logging, configure_tracing, logger
 from polaris_service.database import SWEEP_SECONDS, Database, Purpose
 from polaris_service.documents.behind import BACKLOG_DOCUMENTS, Level, Outcome, WorkLimits
@@ -127,6 +129,8 @@ class _Turn:
     """A generation, and when it is looked at next."""
 
     level: Level
+    serves: bool = True
+    """Whether queries are answered from it: others take what is left of our time."""
     due: float = 0.0
     served: float = float("-inf")
     """When a lane took it last: who waits the longest is next."""
@@ -147,6 +151,7 @@ class Worker:
         self._embedders = embedders
         self._poll = settings.poll_seconds
         self._limits = WorkLimits(settings.batch_chunks, settings.max_tries, settings.bulk_documents)
+        self._backfill = settings.backfill_percent / 100
         self._metrics = WorkerMetrics.of(metrics)
         self._turns: dict[tuple[int, int], _Turn] = {}
         self._offered: dict[str, list[OfferedModel]] = {}
@@ -214,12 +219,17 @@ class Worker:
         async with self._database.connection("catalog") as connection:
             found = await all_generations(connection)
         turns: dict[tuple[int, int], _Turn] = {}
+        family = defaultdict(list)
+        for index in found:
+            family[index.id].append(index)
         for index in found:
             key = (index.id, index.generation)
             turn = self._turns.get(key)
             provider = self._provider(index)
-            if turn is None or turn.level.provider is not provider or _changed(turn.level.index, index):
-                turn = _Turn(Level(self._database, provider, index, self._limits))
+            level = Level(self._database, provider, index, self._limits, _siblings(index, family[index.id]))
+            if turn is None or _changed(turn.level, level):
+                turn = _Turn(level)
+            turn.serves = index.serves
             turns[key] = turn
         for gone in _named(self._turns) - _named(turns):
             self._metrics.forget(*gone)
@@ -271,7 +281,7 @@ class Worker:
     def _next(self) -> _Turn | None:
         now = time.monotonic()
         due = [turn for turn in self._turns.values() if turn.due <= now]
-        return min(due, key=lambda turn: (turn.lanes, turn.served), default=None)
+        return min(due, key=lambda turn: (not turn.serves, turn.lanes, turn.served), default=None)
 
     async def _sleep(self) -> None:
         self._wake.clear()
@@ -305,7 +315,8 @@ class Worker:
         self._traces.applied(index.id, outcome.applied, begun, time.time_ns())
         if outcome.more:
             self._wake.set()
-            return 0.0
+            spent = (time.time_ns() - begun) / 1e9
+            return 0.0 if turn.serves else spent * (1 / self._backfill - 1)
         idle = max(self._poll, len(self._turns) * _LOOK_SECONDS)
         return idle if outcome.look_again is None else min(idle, outcome.look_again)
 
@@ -316,14 +327,15 @@ class Worker:
         self._metrics.embedded.labels(*labels).inc(outcome.embedded)
         self._metrics.failed.labels(*labels).inc(outcome.failed)
         self._metrics.given_up.labels(*labels).inc(outcome.given_up)
-        self._metrics.behind.labels(*labels).set(outcome.behind)
+        if index.serves:
+            self._metrics.behind.labels(*labels).set(outcome.behind)
 
     # --- how far behind ---
 
     async def _measure(self) -> None:
         """Measure what waits, every 10 s, whoever works at it."""
         while True:
-            for turn in list(self._turns.values()):
+            for turn in [turn for turn in self._turns.values() if turn.serves]:
                 with contextlib.suppress(PolarisError):  # The next look may find more.
                     await self._measure_one(turn)
             await asyncio.sleep(_MEASURE_SECONDS)
@@ -383,9 +395,27 @@ def _named(turns: dict[tuple[int, int], _Turn]) -> set[tuple[str, str]]:
     return {(turn.level.index.namespace, turn.level.index.name) for turn in turns.values()}
 
 
-def _changed(before: ServedIndex, now: ServedIndex) -> bool:
+def _changed(before: Level, now: Level) -> bool:
     """Return whether what a worker goes by differs."""
-    return (before.schema, before.embedding, before.chunking) != (now.schema, now.embedding, now.chunking)
+    return before.provider is not now.provider or _goes_by(before) != _goes_by(now)
+
+
+def _goes_by(level: Level) -> tuple[object, ...]:
+    index = level.index
+    return (index.schema, index.embedding, index.chunking, level.siblings)
+
+
+def _siblings(index: ServedIndex, family: Iterable[ServedIndex]) -> list[int]:
+    """Return which of an index's other generations have vectors of the same model."""
+    return [
+        other.generation
+        for other in family
+        if other.generation != index.generation and _model(other.embedding) == _model(index.embedding)
+    ]
+
+
+def _model(embedding: Embedding) -> tuple[object, ...]:
+    return (embedding.provider, embedding.model, embedding.revision, embedding.dimension)
 
 
 def _back_off(troubles: int, retry_after: float | None) -> float:

@@ -184,10 +184,10 @@ def test_a_change_that_is_not_made_yet_is_planned_and_told(up: Up, notes: str, t
     manifest.write_text(NOTES.replace("dimension: 384", "dimension: 384, revision: '2'"))
     plan = up.polaris("plan", "-f", manifest)
     assert f"PolarisIndex default/{notes}: waits" in plan.out
-    assert "NewGenerationNeeded" in plan.out
+    assert "ModelUnavailable" in plan.out
     applied = up.polaris("apply", "-f", manifest)
     assert applied.code == 1
-    assert "NewGenerationNeeded" in applied.out
+    assert "ModelUnavailable" in applied.out
     manifest.write_text(NOTES)
     assert up.polaris("apply", "-f", manifest).code == 0
 

@@ -391,14 +391,14 @@ def test_an_attribute_comes_and_goes(here: Place) -> None:
     assert here.fingerprint(key) == plain
 
 
-def test_what_needs_a_new_generation_is_shown_while_the_old_one_serves(here: Place) -> None:
+def test_a_generation_whose_model_nobody_embeds_with_is_shown_while_the_old_one_serves(here: Place) -> None:
     key = here.ready()
     before = here.fingerprint(key)
     here.put(index_manifest(embedding={"model": "other", "dimension": 16}))
 
     status = here.go(key)
 
-    assert said_of(status, "Stalled")["reason"] == Reason.NEW_GENERATION_NEEDED
+    assert said_of(status, "Stalled")["reason"] == Reason.MODEL_UNAVAILABLE
     assert said_of(status, "Ready")["status"] == "False"
     assert said_of(status, "Serving")["status"] == "True"
     assert status["active"]["model"] == "e5"

@@ -555,37 +555,6 @@ def test_an_index_that_somebody_else_made_on_the_table_stays() -> None:
     assert plan(world) == Plan()
 
 
-@pytest.mark.parametrize(
-    ("of", "what"),
-    [
-        (spec(embedding=embedding(model="other")), "embedding.model"),
-        (spec(embedding=embedding(dimension=16)), "embedding.dimension"),
-        (spec(embedding=embedding(type="vector")), "embedding.type"),
-        (spec(chunking={"maxTokens": 100, "overlapTokens": 10}), "chunking.maxTokens"),
-    ],
-    ids=["model", "dimension", "type", "chunking"],
-)
-def test_what_needs_a_new_generation_is_shown_and_not_done(of: PolarisIndexSpec, what: str) -> None:
-    decided = plan(made(SPEC, rows=5), of, generation=2)
-
-    assert decided.steps == ()
-    assert decided.blocked is not None
-    assert (decided.blocked.reason, decided.blocked.stalled) == (Reason.NEW_GENERATION_NEEDED, True)
-    assert what in decided.blocked.message
-    assert 'CREATE TABLE "polaris_i7_handbook"."g2_chunks"' in text(decided.withheld)
-    filled = "convert the vectors" if what == "embedding.type" else "embed the stored documents"
-    assert any(filled in step.sentence for step in decided.withheld)
-
-
-def test_while_a_new_generation_is_needed_the_old_one_is_still_looked_after() -> None:
-    of = spec(embedding=embedding(model="other"))
-
-    decided = plan(without(made(SPEC), relations=("documents",)), of, generation=2)
-
-    assert "Make the view documents" in decided.steps[0].sentence
-    assert "SET spec" not in text(decided)
-
-
 def test_a_change_that_is_refused_is_refused_without_an_api_server_too() -> None:
     of = spec(databaseRef={"name": "other"})
 

@@ -8,6 +8,7 @@ import pytest
 
 from operator_index.worlds import (
     CATALOG,
+    MODEL,
     NOW,
     OTHERS,
     embedding,
@@ -35,6 +36,7 @@ pytestmark = pytest.mark.unit
 SPEC = spec()
 VECTOR = vector_name(SPEC)
 OTHER_MODEL = spec(embedding=embedding(model="other"))
+OFFERED = frozenset({MODEL, replace(MODEL, model="other")})
 READERS = spec(access=[{"name": "reporting", "secretName": "r"}])
 
 
@@ -70,7 +72,8 @@ BUILDING = with_generation(without(made(SPEC, rows=5, **live(VECTOR)), indexes=(
         (nothing(roles={}), SPEC, Reason.DATABASE_NOT_READY, "False", "InProgress"),
         (made(SPEC, row=row(SPEC, installation=OTHERS)), SPEC, Reason.NOT_OWNER, "False", "Failed"),
         (made(SPEC, row=row(SPEC, state="deleting")), SPEC, Reason.DELETING, "False", "InProgress"),
-        (made(SPEC), OTHER_MODEL, Reason.NEW_GENERATION_NEEDED, "True", "Failed"),
+        (made(SPEC), OTHER_MODEL, Reason.MODEL_UNAVAILABLE, "True", "Failed"),
+        (made(SPEC, rows=5, models=OFFERED), OTHER_MODEL, Reason.FILLING, "True", "InProgress"),
         (BUILDING, SPEC, Reason.BUILDING_INDEX, "True", "InProgress"),
         (
             with_generation(without(made(SPEC), indexes=(VECTOR,)), state="loading", load_requested_at=NOW),
@@ -98,7 +101,8 @@ BUILDING = with_generation(without(made(SPEC, rows=5, **live(VECTOR)), indexes=(
         "the database is not ready",
         "another installation's",
         "a predecessor is being removed",
-        "a new generation is needed",
+        "nobody embeds with the model of another generation",
+        "another generation is filled",
         "an index is being built",
         "a bulk load",
         "a view is gone",

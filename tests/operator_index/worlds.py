@@ -124,14 +124,15 @@ def made(of: PolarisIndexSpec, *, rows: int = 0, **changes: Any) -> IndexWorld:
     return replace(world, **changes)
 
 
-def generation(of: PolarisIndexSpec, *, rows: int = 0, **changes: Any) -> GenerationRow:
-    """The catalog's row of the generation that serves."""
-    vector = layout.vector_index(1, of.embedding, of.index)
+def generation(of: PolarisIndexSpec, *, rows: int = 0, number: int = 1, **changes: Any) -> GenerationRow:
+    """The catalog's row of a generation that is as its spec says."""
+    vector = layout.vector_index(number, of.embedding, of.index)
     made_ = GenerationRow(
-        number=1,
+        number=number,
         state="serving",
         embedding=of.embedding.model_dump(mode="json", by_alias=True),
         chunking=of.chunking.model_dump(mode="json", by_alias=True),
+        index=of.index.model_dump(mode="json", by_alias=True),
         vector_index=vector.name if vector else None,
         ef_search=64,
         recall=1.0,
@@ -143,9 +144,28 @@ def generation(of: PolarisIndexSpec, *, rows: int = 0, **changes: Any) -> Genera
     return replace(made_, **changes)
 
 
-def vector_name(of: PolarisIndexSpec) -> str:
+def with_another(
+    world: IndexWorld, of: PolarisIndexSpec, *, number: int = 2, rows: int = 0, **changes: Any
+) -> IndexWorld:
+    """The world with one generation more, that is as its spec says but for its row's `changes`."""
+    chunks, applied = layout.chunks(number, of.embedding), layout.applied(number)
+    relations = {**world.relations, chunks.name: _table(chunks, of), applied.name: _table(applied, of)}
+    for name in (chunks.name, applied.name):
+        relations[name] = replace(relations[name], rows=rows, bytes=8192 if rows else 0)
+    vector = layout.vector_index(number, of.embedding, of.index)
+    seen = replace(hnsw(of), table=chunks.name)
+    return replace(
+        world,
+        generations=(*world.generations, generation(of, rows=rows, number=number, **changes)),
+        relations=relations,
+        indexes={**world.indexes, **({vector.name: seen} if vector else {})},
+        models=world.models | {Model("default", of.embedding.model, "1", of.embedding.dimension)},
+    )
+
+
+def vector_name(of: PolarisIndexSpec, number: int = 1) -> str:
     """Name of the spec's vector index."""
-    vector = layout.vector_index(1, of.embedding, of.index)
+    vector = layout.vector_index(number, of.embedding, of.index)
     assert vector is not None
     return vector.name
 

@@ -184,6 +184,7 @@ def served(made: SearchIndex) -> ServedIndex:
         spec=made.spec,
         object_generation=1,
         generation=1,
+        serving=1,
         state="serving",
         embedding=made.spec.embedding,
         chunking=made.spec.chunking,

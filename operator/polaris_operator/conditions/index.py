@@ -18,6 +18,7 @@ from polaris.status import (
     CandidateStatus,
     IndexStatus,
     PlanStatus,
+    PreviousStatus,
     Reason,
     StepStatus,
     VerificationStatus,
@@ -27,6 +28,7 @@ from polaris_operator.conditions.shared import Said
 from polaris_operator.objects import Resource
 from polaris_operator.plan.index import wanted_logins
 from polaris_operator.plan.ownership import is_own
+from polaris_operator.plan.succession import drop_after, filled
 from polaris_operator.steps import Plan, Step, statements
 from polaris_operator.world.credentials import Wanted
 from polaris_operator.world.index import Build, GenerationRow, IndexAndLogins, IndexWorld
@@ -58,6 +60,7 @@ def index_status(
         query_url=_query_url(resource, world),
         active=active(world) if ours else None,
         candidate=candidate(world) if ours else None,
+        previous=previous(spec, world) if ours else None,
         plan=shown_plan(spec, world, plan.withheld),
         verification=verification(world) if ours else None,
         credentials=credentials.lines(wanted, facts.credentials) if facts.credentials else [],
@@ -181,14 +184,28 @@ def active(world: IndexWorld) -> ActiveStatus | None:
 
 
 def candidate(world: IndexWorld) -> CandidateStatus | None:
-    """Return how far the build of a vector index is; None where none is under way."""
-    generation = world.generation
-    if generation is None:
-        return None
+    """Return how far what is being made is: another generation, or another vector index of the same one."""
+    others = (row for row in world.others if row.superseded_at is None)
+    successor = max(others, key=lambda row: row.number, default=None)
+    if successor is not None:
+        return _made(world, successor) or _filling(world, successor)
+    return _made(world, world.generation) if world.generation else None
+
+
+def _filling(world: IndexWorld, generation: GenerationRow) -> CandidateStatus:
+    done, total = filled(world, generation.number)
+    phase = "catching up" if generation.state == "serving" else "filling"
+    share = f"{100 * done // total}%" if total else ""
+    return CandidateStatus(generation=generation.number, phase=phase, progress=share, done=done, total=total)
+
+
+def _made(world: IndexWorld, generation: GenerationRow) -> CandidateStatus | None:
     for build in world.builds:
         if build.table == names.chunks_table(generation.number):
             return _candidate(generation, build, world.now)
-    if generation.state == "serving":
+    if generation.state == "serving" or (
+        generation is not world.generation and generation.state == "loading"
+    ):
         return None
     # Between two builds, or before the first: the state of the load is all there is to say.
     phase = "loading" if generation.state == "loading" else "waiting to be built"
@@ -209,6 +226,18 @@ def _candidate(generation: GenerationRow, build: Build, now: datetime) -> Candid
         estimated_completion=end,
         blocked_by="; ".join(build.blocked_by),
     )
+
+
+def previous(spec: PolarisIndexSpec, world: IndexWorld) -> PreviousStatus | None:
+    """Return what served before, while it is kept."""
+    others = (row for row in world.others if row.superseded_at is not None)
+    generation = max(others, key=lambda row: row.superseded_at or world.now, default=None)
+    if generation is None or world.row is None:
+        return None
+    end = drop_after(generation, spec.change.retain_previous_seconds)
+    assert end is not None  # noqa: S101  for the type checker
+    table = f"{world.row.schema}.{names.chunks_table(generation.number)}"
+    return PreviousStatus(generation=generation.number, table=table, drop_after=end)
 
 
 def verification(world: IndexWorld) -> VerificationStatus | None:
@@ -250,7 +279,7 @@ def plan_hash(spec: PolarisIndexSpec, world: IndexWorld, steps: Sequence[Step]) 
     """Return what names a plan: the same for the same steps, whatever the time and the row counts."""
     named = {
         "spec": spec.model_dump(mode="json", by_alias=True),
-        "generations": [generation.number for generation in world.generations],
+        "generations": sorted(generation.number for generation in world.generations),
         "steps": [[step.reason.value, type(step.action).__name__, statements(step.action)] for step in steps],
     }
     text = json.dumps(named, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

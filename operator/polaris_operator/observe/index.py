@@ -19,9 +19,10 @@ from sqlalchemy import Connection, text
 from polaris import layout, names
 from polaris.catalog import CONSUMER_TIMEOUT_SECONDS
 from polaris.spec import Embedding
-from polaris.sql import Sql, compose, identifier, join
+from polaris.sql import Sql, compose, identifier, join, literal
 from polaris_operator import sessions
 from polaris_operator.world.index import (
+    BEHIND_LIMIT,
     Build,
     Claim,
     Column,
@@ -34,6 +35,7 @@ from polaris_operator.world.index import (
     Relation,
     Role,
     Schema,
+    Verified,
 )
 
 _BASE = text("""
@@ -73,8 +75,8 @@ WHERE i.installation_id = :installation AND i.state = 'active'
 """)
 
 _GENERATIONS = text("""
-SELECT index_id, number, state, embedding, chunking, vector_index, ef_search, recall, recall_rows,
-  recall_at, load_requested_at, valid_since, low_water
+SELECT index_id, number, state, embedding, chunking, index, vector_index, ef_search, recall, recall_rows,
+  recall_at, load_requested_at, valid_since, superseded_at, verified_at, verified, low_water
 FROM polaris.generations WHERE index_id = ANY(CAST(:numbers AS integer[])) ORDER BY number
 """)
 
@@ -292,7 +294,9 @@ def _generations(connection: Connection, numbers: Sequence[int]) -> dict[int, tu
     found: dict[int, tuple[_Generation, ...]] = defaultdict(tuple)
     for row in connection.execute(_GENERATIONS, {"numbers": list(numbers)}).mappings():
         values = {key: value for key, value in row.items() if key not in ("index_id", "low_water")}
-        found[row["index_id"]] += (_Generation(GenerationRow(**values), row["low_water"]),)
+        verified = values.pop("verified")
+        generation = GenerationRow(**values, verified=Verified(**verified) if verified else None)
+        found[row["index_id"]] += (_Generation(generation, row["low_water"]),)
     return found
 
 
@@ -454,12 +458,9 @@ def _looked_into(
     rows = connection.exec_driver_sql(statement, execution_options={"no_parameters": True}).mappings()
     for row in rows:
         claim = claims[row["place"]]
-        world = replace(asked[claim], clock=row["clock"])
-        if row["behind"] and world.generation is not None:
-            waiting = replace(world.generation, behind=True)
-            others = [g for g in world.generations if g.number != waiting.number]
-            world = replace(world, generations=(waiting, *others))
-        worlds[claim] = world
+        behind = row["behind"]
+        generations = (replace(g, behind=behind.get(str(g.number), 0)) for g in asked[claim].generations)
+        worlds[claim] = replace(asked[claim], clock=row["clock"], generations=tuple(generations))
     if canary:
         for claim in claims:
             chosen = _canary(connection, schemas[claim], worlds[claim])
@@ -477,22 +478,29 @@ def _inside(place: int, schema: str, world: IndexWorld) -> Sql:
 
 
 def _behind(schema: str, world: IndexWorld) -> Sql:
-    generation = world.generation
-    needed = {names.DOCUMENTS}
-    if generation is not None:
-        needed.add(names.applied_table(generation.number))
-    if generation is None or generation.state != "loading" or needed - world.relations.keys():
-        return Sql("false")
+    """Return the JSON object of how many documents wait, by generation, where that matters."""
+    counts = [
+        count
+        for generation in world.generations
+        if (generation.state == "loading" or generation is not world.generation)
+        and {names.DOCUMENTS, names.applied_table(generation.number)} <= world.relations.keys()
+        for count in (literal(str(generation.number)), _waiting(schema, world, generation))
+    ]
+    return compose("json_build_object({counts})", counts=join(", ", counts))
+
+
+def _waiting(schema: str, world: IndexWorld, generation: GenerationRow) -> Sql:
     return compose(
-        "EXISTS (SELECT FROM {documents} d LEFT JOIN {applied} a ON a.document_id = d.id"
+        "(SELECT count(*) FROM (SELECT FROM {documents} d LEFT JOIN {applied} a ON a.document_id = d.id"
         " WHERE d.sequence > (SELECT low_water FROM polaris.generations"
         " WHERE index_id = {number} AND number = {generation})"
-        " AND {behind})",
+        " AND {behind} LIMIT {limit}) w)",
         behind=layout.BEHIND,
         documents=identifier(schema, names.DOCUMENTS),
         applied=identifier(schema, names.applied_table(generation.number)),
         number=world.number,
         generation=generation.number,
+        limit=BEHIND_LIMIT,
     )
 
 

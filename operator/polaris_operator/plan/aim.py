@@ -1,4 +1,4 @@
-"""What is to be made true: the spec, or the one before where the change needs a new generation."""
+"""What is to be made true, of which generation: the spec, or the one before until its successor is fit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from polaris.status import Reason
 from polaris_operator.objects import Resource
 from polaris_operator.plan.naming import Naming
 from polaris_operator.steps import Blocked, Execute, Step
-from polaris_operator.world.index import IndexWorld
+from polaris_operator.world.index import GenerationRow, IndexWorld
 
 # What tells the operator how to behave holds at once, also while the rest of a change waits.
 _CONTROLS = (
@@ -23,12 +23,13 @@ _CONTROLS = (
     "deletion_deadline_seconds",
     "suspend",
     "access",
+    "change",
 )
 
 
 @dataclass(frozen=True)
 class Aim:
-    """One index, what is known of it, and what it shall be."""
+    """One generation of an index, what is known of both, and what they shall be."""
 
     name: Naming
     world: IndexWorld
@@ -38,11 +39,19 @@ class Aim:
     """That the index still is the object's own."""
     made: PolarisIndexSpec | None
     """What was made true last; None: nothing yet."""
+    number: int
+    """The generation's."""
 
     @property
-    def number(self) -> int:
-        """Number of the generation that serves or is to serve."""
-        return self.world.generation.number if self.world.generation else 1
+    def generation(self) -> GenerationRow | None:
+        """What the catalog says of the generation; None: it does not know of it yet."""
+        return self.world.generation_of(self.number)
+
+    @property
+    def serves(self) -> bool:
+        """Whether it is the generation that serves, or is to serve first."""
+        serving = self.world.subject.serving if self.world.subject else None
+        return serving in (None, self.number)
 
     @property
     def chunks(self) -> layout.Table:
@@ -96,16 +105,4 @@ def decide(resource: Resource, spec: PolarisIndexSpec, world: IndexWorld) -> Dec
         except InvalidManifest as error:
             return Decision(made, kept, Blocked(Reason.INVALID_SPEC, str(error), stalled=True))
     needed = tuple(change for change in changes(made, spec) if change.effect == Effect.NEW_GENERATION)
-    if needed:
-        return Decision(made, kept, _needs_generation(needed, world.subject.serving), needed)
-    return Decision(made, spec)
-
-
-def _needs_generation(needed: tuple[Change, ...], serving: int | None) -> Blocked:
-    what = "; ".join(change.sentence for change in needed)
-    return Blocked(
-        Reason.NEW_GENERATION_NEEDED,
-        f"{what}: this needs a new generation, which this version does not make;"
-        f" generation {serving} goes on serving",
-        stalled=True,
-    )
+    return Decision(made, kept if needed else spec, needed=needed)

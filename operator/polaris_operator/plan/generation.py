@@ -1,16 +1,16 @@
-"""The tables of the generation that serves, and the row in the catalog that describes it."""
+"""The tables of a generation, and the row in the catalog that describes it."""
 
 from __future__ import annotations
 
 import dataclasses
 
 from polaris import layout, names
-from polaris.changes import Change
-from polaris.spec import PolarisIndexSpec
+from polaris.names import CATALOG_CHANNEL
 from polaris.sql import Sql, compose, join, literal
 from polaris.status import Reason
 from polaris_operator.plan import pg_index, schema, vector_index
 from polaris_operator.plan.aim import Aim
+from polaris_operator.plan.naming import tell
 from polaris_operator.plan.vector_index import NULL, json_literal, not_measured, set_generation
 from polaris_operator.steps import Execute, Step
 from polaris_operator.world.index import IndexWorld
@@ -18,7 +18,7 @@ from polaris_operator.world.index import IndexWorld
 
 def stale(aim: Aim) -> bool:
     """Whether a generation that never served was made for another spec than the present one."""
-    generation = aim.world.generation
+    generation = aim.generation
     if generation is None or aim.made is not None:
         return False
     embedding = aim.spec.embedding.model_dump(mode="json", by_alias=True)
@@ -64,21 +64,24 @@ def discard(aim: Aim) -> tuple[Step, IndexWorld]:
 
 
 def tables(aim: Aim) -> list[Step]:
-    """Return the steps that make the generation's row and tables, with their indexes."""
+    """Return the steps that make the row and tables of the generation that serves, with their indexes."""
     if aim.chunks.name not in aim.world.relations:
-        return [_make(aim)]
+        return [make(aim)]
     steps = []
     if aim.applied.name not in aim.world.relations:
         steps.append(_make_applied(aim))
-    if aim.world.generation is None:
-        insert = _insert(aim, NULL, empty=False)
+    if aim.generation is None:
+        insert = _insert(aim, "serving", NULL, empty=False)
         steps.append(aim.step(Reason.TABLE_MISSING, f"Write generation {aim.number} down again", insert))
     return steps
 
 
-def _make(aim: Aim) -> Step:
-    """Make the table of chunks with all its indexes: on an empty table they cost nothing."""
-    wanted = vector_index.wanted_index(aim)
+def make(aim: Aim, *, filled: bool = False) -> Step:
+    """Return the step that makes the tables, with all indexes: on an empty table they cost nothing.
+
+    Where it is `filled` at once from stored documents, indexes are made afterwards, which takes less time.
+    """
+    wanted = None if filled else vector_index.wanted_index(aim)
     place = aim.name.schema
     made = [aim.chunks.create(place), layout.set_embedding_storage(place, aim.number, aim.spec.embedding)]
     what = aim.chunks.name
@@ -89,14 +92,17 @@ def _make(aim: Aim) -> Step:
         made.append(aim.applied.create(place))
         what = f"{what} and {aim.applied.name}"
     built = [wanted.index] if wanted else []
-    built += [w.index for w in pg_index.attribute_indexes(aim) if w.index.table == aim.chunks.name]
+    built += [] if filled else [one.index for one in pg_index.attribute_indexes(aim)]
     row = literal(wanted.name) if wanted else NULL
+    state = "loading" if filled else "serving"
     return aim.step(
-        Reason.TABLE_MISSING,
-        f"Make the tables {what} of generation {aim.number}, with their indexes",
+        Reason.TABLE_MISSING if aim.serves else Reason.SPEC_CHANGED,
+        f"Make the tables {what} of generation {aim.number}{'' if filled else ', with their indexes'}",
         *schema.owned_by_owner(aim, made),
         *(index.create(place) for index in built),
-        _insert(aim, row, empty=True) if aim.world.generation is None else _restart(aim, row),
+        _insert(aim, state, row, empty=True) if aim.generation is None else _restart(aim, row),
+        *schema.own_grants(aim),
+        tell(CATALOG_CHANNEL, aim.name.number),
         schema.wake_workers(aim),
     )
 
@@ -111,13 +117,14 @@ def _make_applied(aim: Aim) -> Step:
     )
 
 
-def _insert(aim: Aim, index: Sql, *, empty: bool) -> Sql:
+def _insert(aim: Aim, state: str, index: Sql, *, empty: bool) -> Sql:
     values = {
         "index_id": Sql(str(aim.name.number)),
         "number": Sql(str(aim.number)),
-        "state": Sql("'serving'"),
+        "state": literal(state),
         "embedding": json_literal(aim.spec.embedding),
         "chunking": json_literal(aim.spec.chunking),
+        "index": json_literal(aim.spec.index),
         "vector_index": index,
         **not_measured(complete=empty),
     }
@@ -133,6 +140,7 @@ def _restart(aim: Aim, index: Sql) -> Sql:
         aim,
         state=Sql("'serving'"),
         embedding=json_literal(aim.spec.embedding),
+        index=json_literal(aim.spec.index),
         vector_index=index,
         low_water=Sql("0"),
         load_requested_at=NULL,
@@ -140,30 +148,4 @@ def _restart(aim: Aim, index: Sql) -> Sql:
     )
 
 
-# --- the next generation, which is only shown ----------------------------------------------------
-
-
-def next_generation(aim: Aim, spec: PolarisIndexSpec, needed: tuple[Change, ...]) -> tuple[Step, ...]:
-    """Return the steps that the change would take, for a person to read."""
-    number = max((g.number for g in aim.world.generations), default=0) + 1
-    place = aim.name.schema
-    chunks, applied = layout.chunks(number, spec.embedding), layout.applied(number)
-    index = layout.vector_index(number, spec.embedding, spec.index)
-    converted = {change.path for change in needed} == {"embedding.type"}
-    filled = "convert the vectors" if converted else "embed the stored documents"
-    make = aim.step(
-        Reason.SPEC_CHANGED,
-        f"Make the tables {chunks.name} and {applied.name} of generation {number}",
-        chunks.create(place),
-        layout.set_embedding_storage(place, number, spec.embedding),
-        applied.create(place),
-    )
-    steps = [make, aim.step(Reason.SPEC_CHANGED, f"Fill generation {number}: {filled}")]
-    if index is not None:
-        build = f"Build the vector index {index.name} in one scan"
-        steps.append(aim.step(Reason.SPEC_CHANGED, build, index.create(place)))
-    switch = f"Point queries to generation {number}, and keep generation {aim.number} for a way back"
-    return (*steps, aim.step(Reason.SPEC_CHANGED, switch))
-
-
-__all__ = ["discard", "next_generation", "stale", "tables"]
+__all__ = ["discard", "make", "stale", "tables"]

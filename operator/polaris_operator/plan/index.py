@@ -17,7 +17,7 @@ from polaris.spec import DeletionPolicy, Drift, PolarisIndexSpec
 from polaris.sql import Sql, compose, literal
 from polaris.status import Reason
 from polaris_operator.objects import Resource
-from polaris_operator.plan import generation, ownership, pg_index, recall, schema, vector_index
+from polaris_operator.plan import generation, ownership, pg_index, recall, schema, succession, vector_index
 from polaris_operator.plan.aim import Aim, Decision, decide
 from polaris_operator.plan.deletion import plan_deletion
 from polaris_operator.plan.naming import naming, tell
@@ -65,7 +65,8 @@ def plan_index(
     decision = decide(resource, spec, world)
     if decision.blocked is not None and decision.blocked.reason == Reason.CATALOG_TOO_NEW:
         return Plan((), (), decision.blocked, _NOT_OURS_SECONDS)
-    aim = Aim(name, world, decision.spec, ownership.guard(resource, world, name), decision.made)
+    number = world.generation.number if world.generation else 1
+    aim = Aim(name, world, decision.spec, ownership.guard(resource, world, name), decision.made, number)
     if (unavailable := _model_unavailable(aim)) is not None:
         return Plan((), (), unavailable, _patience(resource, now))
     case = _Case(resource, spec, aim, decision, now)
@@ -74,16 +75,55 @@ def plan_index(
 
 def _plan(case: _Case, always: tuple[Step, ...], claim: tuple[Step, ...]) -> Plan:
     """Return the plan; `always` holds what is done also while everything else waits."""
-    aim, decision = case.aim, case.decision
-    shown = generation.next_generation(aim, case.spec, decision.needed) if decision.needed else ()
+    decision = case.decision
     if case.spec.drift == Drift.REPORT and (drift := _drift(case)):
-        return Plan((*always, *claim), (*drift, *shown), decision.blocked or _drifted(drift))
+        return Plan((*always, *claim), drift, decision.blocked or _drifted(drift))
     progress = _converge(case)
+    if progress.blocked is None or not progress.blocked.stalled:
+        progress = _together(progress, _succession(case))
     steps = (*claim, *progress.steps)
     blocked = progress.blocked or decision.blocked
     if case.spec.suspend:
-        return Plan(always, (*steps, *shown), _suspended(steps, blocked), progress.look_again_seconds)
-    return Plan((*always, *steps), shown, blocked, progress.look_again_seconds, progress.aside)
+        withheld = (*steps, *progress.withheld)
+        return Plan(always, withheld, _suspended(withheld, blocked), progress.look_again_seconds)
+    return Plan((*always, *steps), progress.withheld, blocked, progress.look_again_seconds, progress.aside)
+
+
+def _together(first: Progress, second: Progress) -> Progress:
+    waits = [p.look_again_seconds for p in (first, second) if p.look_again_seconds is not None]
+    return Progress(
+        (*first.steps, *second.steps),
+        first.blocked or second.blocked,
+        min(waits, default=None),
+        (*first.aside, *second.aside),
+        (*first.withheld, *second.withheld),
+    )
+
+
+# --- other generations ---------------------------------------------------------------------------
+
+
+def _succession(case: _Case) -> Progress:
+    """Return what is to be done about generations beside the one that serves."""
+    serving = case.aim
+    if not _has_tables(serving) or case.decision.blocked is not None:
+        return Progress()
+    successor = succession.aimed_at(serving, case.spec) if case.decision.needed else None
+    number = successor.number if successor else None
+    retired = succession.retire(serving, number, case.spec.change.retain_previous_seconds)
+    aside = Progress((), None, retired.look_again_seconds, retired.steps)
+    progress = _together(succession.keep(serving, number, case.now), aside)
+    return progress if successor is None else _together(_succeed(case, successor), progress)
+
+
+def _succeed(case: _Case, successor: Aim) -> Progress:
+    shown = succession.shown(successor, case.aim, case.decision.needed)
+    if successor.generation is None:
+        if (unavailable := _unoffered(successor)) is not None:
+            return Progress((), unavailable, _patience(case.resource, case.now), withheld=shown)
+        if case.spec.suspend:
+            return Progress(withheld=shown)
+    return succession.succeed(successor, case.aim, case.now, (_write_spec(case.resource, successor),))
 
 
 def wanted_logins(resource: Resource, spec: PolarisIndexSpec, world: IndexWorld) -> tuple[Wanted, ...]:
@@ -139,9 +179,11 @@ def _policy(aim: Aim, spec: PolarisIndexSpec) -> tuple[Step, ...]:
 
 def _model_unavailable(aim: Aim) -> Blocked | None:
     """Return that nobody embeds with the model; once there are tables, a worker may come and go."""
+    return None if aim.generation is not None and not generation.stale(aim) else _unoffered(aim)
+
+
+def _unoffered(aim: Aim) -> Blocked | None:
     wanted, world = aim.spec.embedding, aim.world
-    if world.generation is not None and not generation.stale(aim):
-        return None
     same = {
         model
         for model in world.models
@@ -190,11 +232,11 @@ def _converge(case: _Case) -> Progress:
 
 
 def _has_tables(aim: Aim) -> bool:
-    return aim.world.generation is not None and aim.chunks.name in aim.world.relations
+    return aim.generation is not None and aim.chunks.name in aim.world.relations
 
 
 def _converge_indexes(case: _Case, first: list[Step]) -> Progress:
-    aim, kept = case.aim, _kept(case.aim)
+    aim, kept = case.aim, vector_index.kept(case.aim)
     steps = [*first, *pg_index.unwanted_builds(aim, kept)]
     settled = vector_index.settle(aim, case.now)
     for part in (settled, _attributes(aim, case.now)):
@@ -209,7 +251,7 @@ def _converge_indexes(case: _Case, first: list[Step]) -> Progress:
 
 def _attributes(aim: Aim, now: datetime) -> Progress:
     # During a bulk load they would only slow it down.
-    serving = aim.world.generation is not None and aim.world.generation.state == "serving"
+    serving = aim.generation is not None and aim.generation.state == "serving"
     return pg_index.attain(aim, now) if serving else Progress()
 
 
@@ -220,30 +262,17 @@ def _provisions(aim: Aim) -> list[Step]:
         *schema.schema(aim),
         *schema.document_tables(aim),
         *generation.tables(aim),
-        *schema.ownership_of_tables(aim),
-        *schema.storage(aim),
+        *schema.ownership(aim),
+        *schema.own_ownership(aim),
+        *schema.own_storage(aim),
         *schema.views(aim),
         *schema.grants(aim),
     ]
 
 
-def _kept(aim: Aim) -> frozenset[str]:
-    wanted = vector_index.wanted_index(aim)
-    pointer = aim.world.generation.vector_index if aim.world.generation else None
-    return frozenset(
-        name
-        for name in (
-            wanted.name if wanted else None,
-            pointer,
-            *(index.name for index in pg_index.attribute_indexes(aim)),
-        )
-        if name
-    )
-
-
 def _point(case: _Case, aim: Aim) -> list[Step]:
     """Return the step that says that the spec is true; the service goes by it from then on."""
-    if case.decision.blocked is not None:
+    if case.decision.blocked is not None or case.decision.needed:
         return []
     row, resource = aim.world.subject, case.resource
     number, serving = aim.name.number, row.serving if row else None
@@ -298,7 +327,7 @@ def _drift(case: _Case) -> tuple[Step, ...]:
 
 
 def _vector_drift(case: _Case, made: Aim) -> tuple[Step, ...]:
-    state = made.world.generation.state if made.world.generation else "serving"
+    state = made.generation.state if made.generation else "serving"
     asked = (made.spec.index, made.spec.embedding) == (case.aim.spec.index, case.aim.spec.embedding)
     if state != "serving" or not asked:
         return ()  # On its way somewhere, by a worker's wish or by an edit.

@@ -65,6 +65,8 @@ class Progress:
     look_again_seconds: float | None = None
     aside: tuple[Step, ...] = ()
     """What nothing waits for."""
+    withheld: tuple[Step, ...] = ()
+    """What would have to be done and waits for somebody: shown, never carried out."""
 
 
 def standing(aim: Aim, wanted: Wanted) -> Standing:
@@ -213,10 +215,15 @@ def drop(aim: Aim, index: str, reason: Reason, why: str, wanted: Wanted | None =
 # --- attributes ----------------------------------------------------------------------------------
 
 
+def document_indexes() -> tuple[Wanted, ...]:
+    """Return the indexes of the tables of documents that workers use."""
+    return (Wanted(layout.DOCUMENTS_BY_SEQUENCE, _is_btree_on("sequence")),)
+
+
 def attribute_indexes(aim: Aim) -> tuple[Wanted, ...]:
-    """Return the indexes that filters and workers use, beside the vectors'."""
+    """Return the indexes of the generation that filters use, beside the vectors'."""
     declared = {attribute.name: attribute for attribute in aim.made.attributes} if aim.made else {}
-    wanted = [Wanted(layout.DOCUMENTS_BY_SEQUENCE, _is_btree_on("sequence"))]
+    wanted = []
     for attribute in aim.spec.attributes:
         known = declared.get(attribute.name) == attribute
         wanted.append(
@@ -244,9 +251,9 @@ def _is_btree_of(attribute: str) -> Callable[[IndexSeen], bool]:
 
 
 def attain(aim: Aim, now: datetime) -> Progress:
-    """Return what leads to the indexes of attributes, one build at a time."""
+    """Return what leads to the indexes beside the vectors', one build at a time."""
     inline: list[Step] = []
-    for wanted in attribute_indexes(aim):
+    for wanted in (*document_indexes(), *attribute_indexes(aim)):
         match standing(aim, wanted):
             case Standing.VALID:
                 continue

@@ -97,7 +97,7 @@ def record(number: int, generation: int, measured: Measured, rows: int) -> Sql:
 
 def steps(aim: Aim) -> list[Step]:
     """Return the step that measures recall, where that is due."""
-    generation = aim.world.generation
+    generation = aim.generation
     relation = aim.world.relations.get(aim.chunks.name)
     if generation is None or relation is None or generation.state != "serving":
         return []

@@ -1,5 +1,8 @@
 """Roles, schema, tables, views and grants of one index: what is missing, and what was damaged.
 
+Functions whose names begin with `own_` are about the two tables of one generation; all others are about what
+an index has once, and the views of the generation that serves.
+
 Only what POLARIS itself named is ever touched. A table that lost a column or its documents is not
 mended here: nobody can know what it held.
 """
@@ -21,9 +24,8 @@ _TRUTH = (layout.STORED_DOCUMENTS, layout.STORED_VERSIONS)
 _WRITE = ("SELECT", "INSERT", "UPDATE", "DELETE")
 
 
-def tables(aim: Aim) -> tuple[layout.Table, ...]:
-    """Return all tables of the index."""
-    return (*_DOCUMENT_TABLES, aim.chunks, aim.applied)
+def _own_tables(aim: Aim) -> tuple[layout.Table, ...]:
+    return (aim.chunks, aim.applied)
 
 
 # --- what nobody but a person can mend -----------------------------------------------------------
@@ -33,7 +35,8 @@ def damage(aim: Aim) -> Blocked | None:
     """Return what is wrong with the tables beyond repair; None where all is well."""
     faults = [
         *_lost(aim),
-        *(fault for table in tables(aim) for fault in _faults(aim, table)),
+        *(fault for table in _DOCUMENT_TABLES for fault in _faults(aim, table)),
+        *own_faults(aim),
         *(f"{view} is not a view" for view in _VIEWS if _is_other(aim.world.relations.get(view))),
         *_ids_not_unique(aim),
     ]
@@ -45,6 +48,11 @@ def damage(aim: Aim) -> Blocked | None:
         " or delete this index with deletionPolicy Delete and load it again",
         stalled=True,
     )
+
+
+def own_faults(aim: Aim) -> tuple[str, ...]:
+    """Return what is wrong with the generation's tables, as far as they are there."""
+    return tuple(fault for table in _own_tables(aim) for fault in _faults(aim, table))
 
 
 def _lost(aim: Aim) -> Iterator[str]:
@@ -175,11 +183,19 @@ def document_tables(aim: Aim) -> list[Step]:
     return [aim.step(Reason.TABLE_MISSING, what, *owned_by_owner(aim, statements))]
 
 
-def ownership_of_tables(aim: Aim) -> list[Step]:
-    """Return the steps that give tables and views back to the owner role."""
-    ours = [table.name for table in tables(aim)] + [names.DOCUMENTS_VIEW, names.CHUNKS_VIEW]
+def ownership(aim: Aim) -> list[Step]:
+    """Return the steps that give tables of documents and views back to the owner role."""
+    return _given_back(aim, (*(table.name for table in _DOCUMENT_TABLES), *_VIEWS))
+
+
+def own_ownership(aim: Aim) -> list[Step]:
+    """Return the steps that give the generation's tables back to the owner role."""
+    return _given_back(aim, [table.name for table in _own_tables(aim)])
+
+
+def _given_back(aim: Aim, relations: Iterable[str]) -> list[Step]:
     steps = []
-    for relation in ours:
+    for relation in relations:
         seen = aim.world.relations.get(relation)
         if seen is not None and seen.owner != aim.name.owner:
             alter = compose(
@@ -195,7 +211,7 @@ def ownership_of_tables(aim: Aim) -> list[Step]:
 _STORAGE = {"p": "PLAIN", "e": "EXTERNAL", "m": "MAIN", "x": "EXTENDED"}
 
 
-def storage(aim: Aim) -> list[Step]:
+def own_storage(aim: Aim) -> list[Step]:
     """Return the step that sets the storage of the embedding column, where another one is set."""
     seen = aim.world.relations.get(aim.chunks.name)
     column = next((c for c in seen.columns if c.name == "embedding"), None) if seen else None
@@ -234,6 +250,37 @@ _VIEWS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (names.DOCUMENTS, names.VERSIONS),
     ),
 }
+
+
+def point_view(aim: Aim) -> list[Sql]:
+    """Return the statements that make the view of chunks one of this generation, for the same readers.
+
+    Made anew: the type of its vectors tells their dimension, and PostgreSQL replaces no view by one of other
+    types. Where others have built on it they stop us.
+    """
+    return [
+        *owned_by_owner(
+            aim,
+            [
+                compose("DROP VIEW IF EXISTS {view}", view=aim.name.relation(names.CHUNKS_VIEW)),
+                layout.chunks_view(aim.name.schema, aim.number),
+            ],
+        ),
+        *_missing(None, aim.name.relation(names.CHUNKS_VIEW), aim.name.reader, ("SELECT",)),
+        *_granted_by_others(aim),
+    ]
+
+
+def _granted_by_others(aim: Aim) -> Iterator[Sql]:
+    seen = aim.world.relations.get(names.CHUNKS_VIEW)
+    for grantee, privilege in sorted(seen.grants if seen else ()):
+        if grantee not in (aim.name.owner, aim.name.reader):
+            yield compose(
+                "GRANT {privilege} ON {view} TO {grantee}",
+                privilege=Sql(privilege),
+                view=aim.name.relation(names.CHUNKS_VIEW),
+                grantee=Sql("PUBLIC") if grantee == "public" else identifier(grantee),
+            )
 
 
 def views(aim: Aim) -> list[Step]:
@@ -290,8 +337,10 @@ def grants(aim: Aim) -> list[Step]:
         *_missing(schema_grants, place, name.reader, ("USAGE",)),
         *_missing(schema_grants, place, name.writer, ("USAGE",)),
     ]
-    for table in tables(aim):
+    for table in _DOCUMENT_TABLES:
         missing += _missing(held.get(table.name), name.relation(table.name), name.writer, _WRITE)
+    if aim.chunks.name in world.relations:
+        missing += own_grants(aim)
     for view in _VIEWS:
         missing += _missing(held.get(view), name.relation(view), name.reader, ("SELECT",))
     if not _connects(aim):
@@ -306,6 +355,16 @@ def grants(aim: Aim) -> list[Step]:
         return []
     sentence = f"Grant readers and writers of {name.schema} what they lack"
     return [aim.step(Reason.GRANT_MISSING, sentence, *missing)]
+
+
+def own_grants(aim: Aim) -> list[Sql]:
+    """Return the statements that grant writers what they lack on the generation's tables."""
+    missing = []
+    for table in _own_tables(aim):
+        seen = aim.world.relations.get(table.name)
+        held = seen.grants if seen else None
+        missing += _missing(held, aim.name.relation(table.name), aim.name.writer, _WRITE)
+    return missing
 
 
 def _connects(aim: Aim) -> bool:
@@ -348,12 +407,15 @@ __all__ = [
     "document_tables",
     "grants",
     "missing_groups",
+    "own_faults",
+    "own_grants",
+    "own_ownership",
+    "own_storage",
     "owned_by_owner",
-    "ownership_of_tables",
+    "ownership",
+    "point_view",
     "roles",
     "schema",
-    "storage",
-    "tables",
     "views",
     "wake_workers",
 ]

@@ -1,11 +1,12 @@
-"""The vector index of a generation: beside the serving one, or after a bulk load.
+"""The vector index of a generation: beside the present one, or after a load.
 
 =========  ====================================================================================
 serving    queries go by `generations.vector_index`. Another one is built CONCURRENTLY beside it;
            then one transaction moves the pointer (and the metric, where that changed)
-loading    by a worker's wish: no vector index, every search is exact, until the load is over
+loading    no vector index until the load is over: by a worker's wish, when every search is exact
+           meanwhile; or while a generation that does not serve is filled
 building   a plain CREATE INDEX, one scan; workers leave the table alone until it is done. The same
-           transaction makes it serve, so nobody waits for an operator that died meanwhile
+           transaction says so, so nobody waits for an operator that died meanwhile
 =========  ====================================================================================
 """
 
@@ -53,6 +54,14 @@ def wanted_index(aim: Aim) -> Wanted | None:
     return Wanted(index, right, Reason.INDEX_MISSING if made else Reason.INDEX_REPLACED)
 
 
+def kept(aim: Aim) -> frozenset[str]:
+    """Return the names of the generation's indexes that are wanted, or that queries use."""
+    wanted = wanted_index(aim)
+    pointer = aim.generation.vector_index if aim.generation else None
+    attributes = (index.name for index in pg_index.attribute_indexes(aim))
+    return frozenset(name for name in (wanted.name if wanted else None, pointer, *attributes) if name)
+
+
 def json_literal(value: Part | Mapping[str, Any]) -> Sql:
     """Return a JSON constant, by the outside names."""
     plain = value.model_dump(mode="json", by_alias=True) if isinstance(value, Part) else dict(value)
@@ -84,7 +93,7 @@ def not_measured(*, complete: bool) -> dict[str, Sql]:
 
 def settle(aim: Aim, now: datetime) -> Progress:
     """Return what leads from the generation as it is to one whose vector index the spec asks for."""
-    generation = aim.world.generation
+    generation = aim.generation
     if generation is None:
         return Progress()
     wanted = wanted_index(aim)
@@ -147,6 +156,7 @@ def point(aim: Aim, wanted: Wanted | None) -> tuple[Sql, ...]:
             state=Sql("'serving'"),
             vector_index=literal(wanted.name) if wanted else NULL,
             embedding=json_literal(aim.spec.embedding),
+            index=json_literal(aim.spec.index),
             **not_measured(complete=wanted is None or aim.empty),
         ),
         compose("UPDATE polaris.indexes SET updated_at = now() WHERE id = {id}", id=aim.name.number),

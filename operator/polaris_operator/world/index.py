@@ -11,6 +11,9 @@ from uuid import UUID
 from polaris import names
 from polaris_operator.world.credentials import CredentialsWorld
 
+BEHIND_LIMIT = 1000
+"""Where the count of what waits ends."""
+
 IndexState = Literal["active", "released", "deleting"]
 GenerationState = Literal["serving", "loading", "building"]
 
@@ -45,6 +48,43 @@ class IndexRow:
 
 
 @dataclass(frozen=True)
+class Verified:
+    """What the gates before a switch looked at, and found. Counts are of documents, unless said."""
+
+    settled: int
+    """The sequence up to which all documents were applied or given up; later ones were not looked at."""
+    documents: int
+    """That are there."""
+    missing: int
+    """Of which the serving generation shows a version that this one does not show (nor a newer one)."""
+    surplus: int
+    """That were deleted, and of which this one still has chunks."""
+    chunks: int
+    """Rows of the table of chunks."""
+    claimed: int
+    """Chunks that there should be, by what was written down of each document."""
+    sampled: int
+    """Chunks whose hash was compared with their span of the stored text."""
+    differing: int
+    """Of these, those that differ."""
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """What is not as it must be, in sentences; none where the generation may serve."""
+        found = []
+        if self.missing or self.surplus:
+            found.append(
+                f"of {self.documents} documents {self.missing} are missing, and {self.surplus} deleted ones"
+                " are left"
+            )
+        if self.chunks != self.claimed:
+            found.append(f"there are {self.chunks} chunks, and {self.claimed} were written down")
+        if self.differing:
+            found.append(f"{self.differing} of {self.sampled} chunks are not of the stored text")
+        return tuple(found)
+
+
+@dataclass(frozen=True)
 class GenerationRow:
     """A row of `polaris.generations`."""
 
@@ -52,6 +92,8 @@ class GenerationRow:
     state: GenerationState
     embedding: Mapping[str, Any]
     chunking: Mapping[str, Any]
+    index: Mapping[str, Any] | None
+    """What its vector index is made by; None: as the index's spec says."""
     vector_index: str | None
     ef_search: int
     recall: float | None
@@ -59,8 +101,13 @@ class GenerationRow:
     recall_at: datetime | None
     load_requested_at: datetime | None
     valid_since: datetime | None
-    behind: bool = False
-    """Whether documents wait to be applied; looked at only while it is loading."""
+    superseded_at: datetime | None = None
+    """When another took its place; None: it serves, or never did."""
+    verified_at: datetime | None = None
+    verified: Verified | None = None
+    behind: int = 0
+    """Documents that wait to be applied, counted up to BEHIND_LIMIT; looked at while it is loading, and
+    where it does not serve."""
 
 
 @dataclass(frozen=True)
@@ -236,10 +283,18 @@ class IndexWorld:
     def generation(self) -> GenerationRow | None:
         """The generation that serves, or that is to serve first."""
         serving = self.subject.serving if self.subject else None
-        for generation in self.generations:
-            if serving is None or generation.number == serving:
-                return generation
-        return None
+        if serving is not None:
+            return self.generation_of(serving)
+        return min(self.generations, key=lambda generation: generation.number, default=None)
+
+    def generation_of(self, number: int) -> GenerationRow | None:
+        """The generation of this number."""
+        return next((one for one in self.generations if one.number == number), None)
+
+    @property
+    def others(self) -> tuple[GenerationRow, ...]:
+        """The generations that do not serve: previous ones, and candidates."""
+        return tuple(one for one in self.generations if one is not self.generation)
 
 
 def build_lock(schema: str, index: str) -> int:

@@ -156,15 +156,22 @@ class Level:
     """One generation of an index, and how far this process knows it to be.
 
     Without a provider, what is deleted is removed, and what is to be embedded is left to other workers.
+    `siblings` are the generations of the same model: what they have of the same text is copied.
     """
 
     def __init__(
-        self, database: Database, provider: Provider | None, index: ServedIndex, limits: WorkLimits
+        self,
+        database: Database,
+        provider: Provider | None,
+        index: ServedIndex,
+        limits: WorkLimits,
+        siblings: Sequence[int] = (),
     ) -> None:
         self.index = index
         self.provider = provider
         self._database = database
         self._limits = limits
+        self.siblings = tuple(siblings)
         self._sql = sql.work_statements(index.schema, index.generation)
         # Everything up to here was settled, claimed or waiting for its next try when we last looked:
         # a place to go on from, so that a long backlog is not read from its beginning at each step.
@@ -449,12 +456,12 @@ class Level:
         self, connection: Connection, provider: Provider, documents: Sequence[_Cut]
     ) -> tuple[dict[tuple[int, bytes], Any], int]:
         """Return the vector of each text by document and hash, and how many were not known before."""
-        # An edit of a document embeds what is new in it; a first version has nothing to look for.
+        # An edit of a document embeds what is new in it; a first version has nothing to look for here.
         edited = [d.row["id"] for d in documents if d.spans and d.row["applied_version"]]
-        rows = await connection.fetch(self._sql.known, edited) if edited else []
-        made: dict[tuple[int, bytes], Any] = {
-            (row["document_id"], row["text_hash"]): row["embedding"].to_numpy() for row in rows
-        }
+        made = await self._known(connection, self.index.generation, edited)
+        for sibling in self.siblings:
+            cut_ones = [d.row["id"] for d in documents if d.spans]
+            made = await self._known(connection, sibling, cut_ones) | made
         missing = {
             (document.row["id"], hashed): text
             for document in documents
@@ -466,6 +473,20 @@ class Level:
             part = slice(start, start + self._limits.batch_chunks)
             made.update(zip(keys[part], await self._embed(provider, texts[part]), strict=True))
         return made, len(texts)
+
+    async def _known(
+        self, connection: Connection, generation: int, documents: Sequence[int]
+    ) -> dict[tuple[int, bytes], Any]:
+        """Return the vectors that a generation has of these documents, by document and hash of the text."""
+        if not documents:
+            return {}
+        statement = sql.work_statements(self.index.schema, generation).known
+        try:
+            async with connection.transaction():
+                rows = await connection.fetch(statement, documents)
+        except asyncpg.UndefinedTableError:
+            return {}  # Its time was over.
+        return {(row["document_id"], row["text_hash"]): row["embedding"].to_numpy() for row in rows}
 
     async def _embed(self, provider: Provider, texts: Sequence[str]) -> list[vectors.Vector]:
         embedding = self.index.embedding
@@ -482,10 +503,9 @@ class Level:
         documents: Sequence[_Cut],
         made: dict[tuple[int, bytes], Any],
     ) -> None:
-        await connection.execute(
-            sql.statements(self.index.schema, self.index.generation).remove_chunks,
-            [document.row["id"] for document in documents],
-        )
+        statements = sql.statements(self.index.schema, self.index.generation)
+        await connection.execute(statements.share_switch)
+        await connection.execute(statements.remove_chunks, [document.row["id"] for document in documents])
         chunks = [
             Chunks(
                 Version(document.row["id"], document.row["version"], document.attributes),
@@ -498,7 +518,7 @@ class Level:
         if rows:
             await put_chunks(connection, self.index, chunks, np.stack(rows))
         await connection.execute(
-            sql.statements(self.index.schema, self.index.generation).mark_applied,
+            statements.mark_applied,
             [document.row["id"] for document in documents],
             [document.row["version"] for document in documents],
             [document.row["sequence"] for document in documents],

@@ -39,6 +39,8 @@ class Statements:
     """$1 documents: make and lock their rows in applied."""
     lock_chunks: str
     """Fails at once while a build of the index holds the table."""
+    share_switch: str
+    """What becomes searchable from here on, no switch of generations overlooks."""
     remove_chunks: str
     """$1 documents: remove their chunks."""
     mark_applied: str
@@ -169,6 +171,7 @@ def statements(schema: str, generation: int) -> Statements:
         forgive=made(_FORGIVE),
         reserve_applied=made(_RESERVE_APPLIED),
         lock_chunks=made("LOCK TABLE {chunks} IN ROW EXCLUSIVE MODE NOWAIT"),
+        share_switch=f"SELECT pg_advisory_xact_lock_shared({names.switch_lock(schema, generation)})",
         remove_chunks=made("DELETE FROM {chunks} WHERE document_id = ANY($1::bigint[])"),
         mark_applied=made(_MARK_APPLIED),
         remove_versions=made("DELETE FROM {versions} WHERE document_id = $1"),

@@ -248,6 +248,8 @@ class Store:
             await claim_chunks(connection, index)
             await self._replace_chunks(connection, index, [c for c in ready if c.document is not None])
         statements = sql.statements(index.schema, index.generation)
+        if ready:
+            await connection.execute(statements.share_switch)
         written = await connection.fetch(
             statements.write,
             [change.document for change in changes],
