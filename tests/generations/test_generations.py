@@ -54,7 +54,10 @@ def models(every_model: Several) -> Iterator[Several]:
 def system(
     server: PostgresServer, every_model: Several, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Site]:
-    with serving(every_model) as url, site(tmp_path_factory.mktemp("site"), url) as made:
+    with (
+        serving(every_model) as url,
+        site(tmp_path_factory.mktemp("site"), url, POLARIS_MAX_TRIES="2") as made,
+    ):
         made.start()
         made.put(database_manifest(server.port))
         yield made

@@ -148,6 +148,13 @@ def test_while_it_is_filled_its_progress_is_told_and_the_one_that_serves_is_look
     assert "Make the view documents" in repaired.steps[0].sentence
 
 
+def test_documents_that_fail_are_waited_for_until_they_are_given_up() -> None:
+    decided = plan(filled(behind=1, failing=1))
+    assert decided.steps == ()
+    assert decided.blocked is not None
+    assert "1 documents that failed are tried again" in decided.blocked.message
+
+
 def test_filled_it_is_indexed_in_one_scan_while_workers_leave_it_alone() -> None:
     world = filled(state="loading", vector_index=None, behind=3, verified_at=None, verified=None)
     decided = plan(without(world, indexes=(vector_name(NEW, 2),)))

@@ -458,14 +458,18 @@ def _looked_into(
     rows = connection.exec_driver_sql(statement, execution_options={"no_parameters": True}).mappings()
     for row in rows:
         claim = claims[row["place"]]
-        behind = row["behind"]
-        generations = (replace(g, behind=behind.get(str(g.number), 0)) for g in asked[claim].generations)
-        worlds[claim] = replace(asked[claim], clock=row["clock"], generations=tuple(generations))
+        generations = tuple(_with_waiting(g, row["behind"]) for g in asked[claim].generations)
+        worlds[claim] = replace(asked[claim], clock=row["clock"], generations=generations)
     if canary:
         for claim in claims:
             chosen = _canary(connection, schemas[claim], worlds[claim])
             worlds[claim] = replace(worlds[claim], canary=chosen)
     return worlds
+
+
+def _with_waiting(generation: GenerationRow, found: Mapping[str, Sequence[int]]) -> GenerationRow:
+    behind, failing = found.get(str(generation.number), (0, 0))
+    return replace(generation, behind=behind, failing=failing)
 
 
 def _inside(place: int, schema: str, world: IndexWorld) -> Sql:
@@ -478,7 +482,7 @@ def _inside(place: int, schema: str, world: IndexWorld) -> Sql:
 
 
 def _behind(schema: str, world: IndexWorld) -> Sql:
-    """Return the JSON object of how many documents wait, by generation, where that matters."""
+    """Return a JSON object of how many documents wait, and of those fail, by generation, where that counts."""
     counts = [
         count
         for generation in world.generations
@@ -491,7 +495,8 @@ def _behind(schema: str, world: IndexWorld) -> Sql:
 
 def _waiting(schema: str, world: IndexWorld, generation: GenerationRow) -> Sql:
     return compose(
-        "(SELECT count(*) FROM (SELECT FROM {documents} d LEFT JOIN {applied} a ON a.document_id = d.id"
+        "(SELECT json_build_array(count(*), count(*) FILTER (WHERE tries > 0))"
+        " FROM (SELECT a.tries FROM {documents} d LEFT JOIN {applied} a ON a.document_id = d.id"
         " WHERE d.sequence > (SELECT low_water FROM polaris.generations"
         " WHERE index_id = {number} AND number = {generation})"
         " AND {behind} LIMIT {limit}) w)",

@@ -42,7 +42,7 @@ VERIFIED_SECONDS = 15.0
 """So long what the gates found holds; where they found fault they are looked at again after it."""
 _SOON_SECONDS = 1.0
 _STEPS = 20
-_SWITCH_SECONDS = 5.0
+_SWITCH_SECONDS = 2.0
 _SWITCH_LOCK_MILLISECONDS = 50
 _TABLE = re.compile(r"g([0-9]+)_(?:chunks|applied)")
 
@@ -105,7 +105,7 @@ def succeed(aim: Aim, serving: Aim, now: datetime, point: tuple[Sql, ...]) -> Pr
     if _is_broken(aim):
         return Progress((forget(aim, "its tables were damaged"),), _filling(aim), _SOON_SECONDS)
     own = _looked_after(aim)
-    level = row.behind <= _level_documents(aim.world)
+    level = row.behind <= _level_documents(aim.world) and not row.failing
     if row.state == "loading" and not level:
         return Progress(own, _filling(aim), LOOK_AGAIN_SECONDS)
     for part in (vector_index.settle(aim, now), pg_index.attain(aim, now)):
@@ -149,6 +149,8 @@ def _granted(aim: Aim) -> tuple[Step, ...]:
 def _filling(aim: Aim) -> Blocked:
     done, total = filled(aim.world, aim.number)
     share = f": {100 * done // total}%" if total else ""
+    if (row := aim.generation) and row.failing:
+        share += f", and {row.failing} documents that failed are tried again"
     return Blocked(
         Reason.FILLING, f"generation {aim.number} is filled from the stored documents{share}", stalled=False
     )

@@ -108,6 +108,8 @@ class GenerationRow:
     behind: int = 0
     """Documents that wait to be applied, counted up to BEHIND_LIMIT; looked at while it is loading, and
     where it does not serve."""
+    failing: int = 0
+    """Of these, documents that have failed, and are tried again."""
 
 
 @dataclass(frozen=True)
