@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -23,8 +25,9 @@ from operations.site import (
 )
 from parts import servers
 from polaris_cli.up.postgres import PostgresServer
+from soak import times
 
-pytestmark = pytest.mark.postgres
+pytestmark = [pytest.mark.postgres, pytest.mark.soak]
 
 OLD = {"model": "old", "dimension": 384}
 NEW = {"model": "new", "dimension": 256}
@@ -63,6 +66,17 @@ def system(
         yield made
 
 
+# Each document that a generation shows: whether it is the present version, with all of its chunks.
+_WHOLE = """
+SELECT d.external_id, bool_and(c.version = d.version), count(*) = max(a.chunks)
+FROM $schema.$g_chunks c JOIN $schema.stored_documents d ON d.id = c.document_id
+JOIN $schema.$g_applied a ON a.document_id = d.id WHERE NOT d.deleted GROUP BY 1
+UNION ALL
+SELECT d.external_id || ' was deleted', false, false
+FROM $schema.$g_chunks c JOIN $schema.stored_documents d ON d.id = c.document_id WHERE d.deleted
+"""
+
+
 class Case:
     """One index, under a name of its own."""
 
@@ -90,6 +104,34 @@ class Case:
         """The object's."""
         return self.system.status("PolarisIndex", self.name)
 
+    def holds(self, documents: Mapping[str, str]) -> None:
+        """Wait until all generations are level; each must have these documents, whole, and no more."""
+        numbers = [
+            number
+            for (number,) in execute(
+                uri(self.server),
+                "SELECT g.number FROM polaris.generations g JOIN polaris.indexes i ON i.id = g.index_id"
+                " WHERE (i.namespace, i.name) = (%s, %s)",
+                NAMESPACE,
+                self.name,
+            )
+        ]
+        for number in numbers:
+            wait_for(f"generation {number} to be level", lambda n=number: self._behind(n) == 0)
+            rows = self.sql(_WHOLE.replace("$g", f"g{number}"))
+            assert {name for name, *_ in rows} == {*documents}, number
+            assert [row for row in rows if row[1:] != (True, True)] == [], number
+        assert self.sql("SELECT DISTINCT generation FROM $schema.chunks") == [
+            (self.status["active"]["generation"],)
+        ]
+
+    def _behind(self, number: int) -> object:
+        (count,) = self.sql(
+            f"SELECT count(*) FROM $schema.stored_documents d LEFT JOIN $schema.g{number}_applied a"
+            " ON a.document_id = d.id WHERE d.sequence > coalesce(a.sequence, 0)"
+        )[0]
+        return count
+
     def sql(self, statement: str, *parameters: object) -> list[tuple[object, ...]]:
         """Run a statement in the index's schema, as the superuser."""
         (schema,) = execute(
@@ -108,22 +150,23 @@ def test_a_change_of_model_loses_no_query_and_no_document_and_goes_back_in_a_mom
     case.apply(embedding=OLD)
     system.load([{"id": name, "text": text} for name, text in KNOWN.items()])
     system.level()
+    rounds = times(1, 10)
     with traffic(system, "handbook", KNOWN) as seen:
-        case.apply(embedding=NEW)
-        wait_for("answers of the new generation", lambda: seen.generations[-1] == 2)
-        assert case.status["previous"]["generation"] == 1
-        before = models.passages["old"]
-        case.apply(embedding=OLD)
-        wait_for("answers of the old generation", lambda: seen.generations[-1] == 1)
+        for _ in range(rounds):
+            case.apply(embedding=NEW)
+            wait_for("answers of the new generation", lambda: seen.generations[-1] == 2)
+            assert case.status["previous"]["generation"] == 1
+            before = models.passages["old"]
+            case.apply(embedding=OLD)
+            wait_for("answers of the old generation", lambda: seen.generations[-1] == 1)
+            # The way back embedded what was new, and nothing else.
+            assert models.passages["old"] - before < len(KNOWN)
     assert seen.wrong == []
-    assert seen.generations == [1, 2, 1]
-    # The way back embedded what was new, and nothing else.
-    assert models.passages["old"] - before < len(KNOWN)
+    assert seen.generations == [1, *([2, 1] * rounds)]
     system.level()
     for name, text in seen.present.items():
         assert name in {hit["document"] for hit in system.search(query=text, k=3)}
-    shown = {row[0] for row in case.sql("SELECT DISTINCT document FROM $schema.chunks")}
-    assert shown == {*KNOWN, *seen.present}
+    case.holds({**KNOWN, **seen.present})
 
 
 @pytest.mark.parametrize(
@@ -207,3 +250,57 @@ def test_a_change_of_mind_on_the_way_ends_where_the_last_spec_says(
         "the second to be gone", lambda: case.sql("SELECT to_regclass('$schema.g2_chunks')") == [(None,)]
     )
     assert system.search(case.name, query=KNOWN["d7"], k=1)[0]["document"] == "d7"
+
+
+SPECS = [
+    {"embedding": OLD},
+    {"embedding": NEW},
+    {"embedding": OLD, "chunking": {"maxTokens": 40, "overlapTokens": 0}},
+    {"embedding": {**OLD, "type": "vector"}},
+]
+
+
+@pytest.mark.usefixtures("models")
+@pytest.mark.parametrize("program", ["operator", "worker", "serve"])
+def test_a_program_that_is_killed_on_the_way_costs_time_and_nothing_else(
+    system: Site, server: PostgresServer, program: str
+) -> None:
+    case = Case(system, server, f"killed-{program}")
+    case.apply(**SPECS[0])
+    system.load([{"id": name, "text": text} for name, text in KNOWN.items()], case.name)
+    system.level(case.name)
+    chosen = random.Random(program)  # noqa: S311
+    for number in range(1, 1 + times(2, 30)):
+        before = case.status["active"]["generation"]
+        system.put(index_manifest(case.name, **SPECS[number % len(SPECS)]), wait=False)
+        time.sleep(chosen.uniform(0.2, 2.0))
+        system.stop(program)
+        system.start(program)
+        wait_for("the switch", lambda b=before: case.status["active"]["generation"] != b)
+        case.serves(SPECS[number % len(SPECS)]["embedding"]["model"])
+        case.holds(KNOWN)
+
+
+@pytest.mark.usefixtures("models")
+@pytest.mark.parametrize("seed", range(times(1, 20)))
+def test_whatever_comes_between_every_generation_ends_with_the_documents_that_are_there(
+    system: Site, server: PostgresServer, seed: int
+) -> None:
+    case = Case(system, server, f"mixed-{seed}")
+    case.apply(**SPECS[0])
+    chosen = random.Random(seed)  # noqa: S311
+    documents: dict[str, str] = {}
+    for step in range(40):
+        if chosen.random() < 0.15:
+            system.put(index_manifest(case.name, **chosen.choice(SPECS)), wait=False)
+        name = f"d{chosen.randrange(12)}"
+        if name in documents and chosen.random() < 0.3:
+            assert system.http.delete(f"{system.path(case.name)}/documents/{name}").is_success
+            del documents[name]
+        else:
+            documents[name] = f"Version {step} of {name} says {chosen.random()}. " * chosen.randrange(1, 9)
+            body = {"text": documents[name]}
+            assert system.http.put(f"{system.path(case.name)}/documents/{name}", json=body).is_success
+        time.sleep(chosen.choice([0.0, 0.02, 0.3]))
+    case.apply(**SPECS[1])
+    case.holds(documents)

@@ -482,7 +482,7 @@ def _inside(place: int, schema: str, world: IndexWorld) -> Sql:
 
 
 def _behind(schema: str, world: IndexWorld) -> Sql:
-    """Return a JSON object of how many documents wait, and of those fail, by generation, where that counts."""
+    """Return a JSON object of how many documents wait, and of those fail, by generation, where it counts."""
     counts = [
         count
         for generation in world.generations
