@@ -110,6 +110,22 @@ def test_a_title_that_stands_there_already_is_not_said_twice(
     assert embedded_text(title, chunk) == expected
 
 
+async def test_what_is_embedded_is_written_when_no_switch_of_generations_is_under_way(
+    rig: Rig, index: Index
+) -> None:
+    key = names.switch_lock(index.schema, 1)
+    with closing(servers.connect(rig.made.database.dsn)) as switch, switch.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_lock(%s)", (key,))
+        await rig.put(index, "a", "They sleep a lot.")
+        waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        async with rig.worker():
+            await until(lambda: rig.made.value(waits) > 0)
+            assert await rig.search(index, "sleep") == []
+            cursor.execute("SELECT pg_advisory_unlock(%s)", (key,))
+            await rig.level(index)
+    assert [hit["document"] for hit in await rig.search(index, "sleep")] == ["a"]
+
+
 async def test_a_title_longer_than_a_chunk_does_no_harm(rig: Rig, index: Index) -> None:
     await rig.put(index, "a", "Some text. " * 40, title="very " * 200)
     async with rig.worker():
