@@ -133,6 +133,8 @@ class Index(Base):
     """`metadata.generation` of that spec."""
     serving: Mapped[int | None]
     """The generation that serves: the pointer that a switch moves."""
+    last_generation: Mapped[int] = mapped_column(server_default=text("1"))
+    """The highest number that a generation ever had: none is given twice, as callers name them."""
     released_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
     updated_at: Mapped[datetime] = mapped_column(server_default=NOW)

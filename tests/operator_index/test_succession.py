@@ -108,6 +108,12 @@ def test_what_changes_the_content_makes_tables_beside_those_that_serve(of: Polar
     assert (decided.blocked.reason, decided.blocked.stalled) == (Reason.FILLING, False)
 
 
+def test_no_number_is_given_twice_since_callers_name_generations_by_it() -> None:
+    decided = plan(serving(row=row(OLD, last_generation=4)))
+    assert '"g5_chunks"' in text(decided.steps)
+    assert "last_generation = 5" in text(decided.steps)
+
+
 def test_where_there_is_nothing_to_fill_it_with_it_is_made_with_its_indexes() -> None:
     decided = plan(made(OLD, models=OFFERED))
 

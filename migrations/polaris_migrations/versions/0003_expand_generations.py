@@ -25,6 +25,11 @@ def upgrade() -> None:
     """Add the columns. Code that does not know them leaves them NULL, and goes on as before."""
     for name, kind in _COLUMNS.items():
         op.add_column("generations", sa.Column(name, kind, nullable=True), schema="polaris")
+    op.add_column(
+        "indexes",
+        sa.Column("last_generation", sa.Integer(), server_default="1", nullable=False),
+        schema="polaris",
+    )
     op.alter_column("catalog", "level", server_default="3", schema="polaris")
     op.execute("UPDATE polaris.catalog SET level = 3")
 
@@ -35,6 +40,7 @@ def downgrade() -> None:
         "DELETE FROM polaris.generations g USING polaris.indexes i"
         " WHERE i.id = g.index_id AND g.number <> i.serving"
     )
+    op.drop_column("indexes", "last_generation", schema="polaris")
     for name in reversed(_COLUMNS):
         op.drop_column("generations", name, schema="polaris")
     op.alter_column("catalog", "level", server_default="2", schema="polaris")

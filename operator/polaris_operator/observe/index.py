@@ -57,7 +57,8 @@ WHERE reported_at > now() - make_interval(secs => :timeout)
 
 _INDEX_COLUMNS = """
 SELECT i.id, i.installation_id, n.name AS installation_name, i.namespace, i.name, i.uid, i.state,
-  i.deletion_policy, i.schema_name, i.spec, i.object_generation, i.serving, i.updated_at
+  i.deletion_policy, i.schema_name, i.spec, i.object_generation, i.serving, i.updated_at,
+  i.last_generation
 FROM polaris.indexes i JOIN polaris.installations n ON n.id = i.installation_id
 """
 _ROWS = text(f"""{_INDEX_COLUMNS}
@@ -281,6 +282,7 @@ def _index_row(row: Mapping[Any, Any]) -> IndexRow:
         object_generation=row["object_generation"],
         serving=row["serving"],
         updated_at=row["updated_at"],
+        last_generation=row["last_generation"],
     )
 
 

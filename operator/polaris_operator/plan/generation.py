@@ -101,10 +101,23 @@ def make(aim: Aim, *, filled: bool = False) -> Step:
         *schema.owned_by_owner(aim, made),
         *(index.create(place) for index in built),
         _insert(aim, state, row, empty=True) if aim.generation is None else _restart(aim, row),
+        *_remember(aim),
         *schema.own_grants(aim),
         tell(CATALOG_CHANNEL, aim.name.number),
         schema.wake_workers(aim),
     )
+
+
+def _remember(aim: Aim) -> tuple[Sql, ...]:
+    """Return the statement after which no other generation gets this number."""
+    if aim.world.subject is None or aim.number <= aim.world.subject.last_generation:
+        return ()
+    remember = compose(
+        "UPDATE polaris.indexes SET last_generation = {generation} WHERE id = {index}",
+        generation=aim.number,
+        index=aim.name.number,
+    )
+    return (remember,)
 
 
 def _make_applied(aim: Aim) -> Step:

@@ -63,9 +63,10 @@ def _content(embedding: Mapping[str, object], chunking: Mapping[str, object]) ->
 
 
 def next_number(world: IndexWorld) -> int:
-    """Return the number of a generation that is made anew: none that any row or table ever bore."""
+    """Return the number of a generation that is made anew: none that any ever bore."""
     tables = (int(found[1]) for name in world.relations if (found := _TABLE.fullmatch(name)))
-    return max((*tables, *(row.number for row in world.generations)), default=0) + 1
+    last = world.subject.last_generation if world.subject else 0
+    return max((last, *tables, *(row.number for row in world.generations))) + 1
 
 
 def aimed_at(serving: Aim, spec: PolarisIndexSpec) -> Aim:

@@ -45,6 +45,8 @@ class IndexRow:
     object_generation: int
     serving: int | None
     updated_at: datetime
+    last_generation: int = 1
+    """The highest number that a generation ever had."""
 
 
 @dataclass(frozen=True)
