@@ -65,7 +65,7 @@ def town(
         cluster.ca_file.read_text(),
         reviewer=vault_reviewer,
         mount=made.auth_mount,
-        namespaces=[made.namespace],
+        namespaces=[made.namespace, f"{made.namespace}-other"],
     )
     cluster.kubectl("create", "namespace", made.namespace)
     cluster.kubectl("create", "serviceaccount", ACCOUNT, "-n", made.namespace)

@@ -26,7 +26,7 @@ from scenes.cluster import (
 )
 from scenes.credentials import longest_lease
 from scenes.folder import log_in, query
-from scenes.town import LOGINS, READY, Town, roles_locked, vaults_sessions
+from scenes.town import LOGINS, Town, converges, roles_locked, vaults_sessions, wait_for_state
 
 pytestmark = [pytest.mark.postgres, pytest.mark.kubernetes]
 
@@ -147,10 +147,6 @@ def test_short_leases_are_replaced_and_faults_of_every_part_are_outlived(
     assert operator.running
 
 
-def wait_for_state(town: Town, state: str) -> None:
-    eventually(f"a row that is {state}", lambda: town.ledger("state")[-1:] == [state])
-
-
 def test_killed_while_vault_issues_no_second_login_stays(
     town: Town, operator: OperatorProcess, openbao: LocalOpenBao
 ) -> None:
@@ -174,7 +170,7 @@ def test_killed_while_vault_issues_no_second_login_stays(
         " WHERE state = 'requested'",
     )
     operator.start()
-    _converges(town)
+    converges(town)
 
 
 def test_killed_before_the_secret_is_written_no_second_login_stays(
@@ -185,7 +181,7 @@ def test_killed_before_the_secret_is_written_no_second_login_stays(
     with frozen_after_issuing(town):
         operator.kill()
     operator.start()
-    _converges(town)
+    converges(town)
 
 
 @contextmanager
@@ -198,27 +194,3 @@ def frozen_after_issuing(town: Town) -> Iterator[None]:
             stack.enter_context(frozen(api_server_pid(town.cluster)))
         wait_for_state(town, "issued")
         yield
-
-
-def _converges(town: Town) -> None:
-    def settled() -> bool:
-        secret = town.secret("polaris-query")
-        return (
-            secret is not None
-            and "requested" not in town.ledger("state")
-            and "issued" not in town.ledger("state")
-            and town.stands() == READY
-            and log_in(secret)
-        )
-
-    eventually("everything to settle", settled)
-    secret = town.secret("polaris-query")
-    assert secret is not None
-    # The one of before lives through its overlap, and the ledger knows it; nobody else does.
-    known = set(town.ledger("username")) | set(town.ledger("username", "worker"))
-    assert set(town.live_logins()) <= known
-    assert town.ledger("state")[-1] == "published"
-    assert town.ledger("username")[-1] == secret["username"]
-    assert town.ledger("state").count("published") == 1
-    leased = {lease for lease in town.leases() if "/polaris-operator/" not in lease}
-    assert leased <= set(town.ledger("lease_id")) | set(town.ledger("lease_id", "worker"))

@@ -284,7 +284,7 @@ def test_a_lease_that_somebody_else_wrote_or_removed_ends_the_term_at_once() -> 
 ACTIONS = st.lists(
     st.tuples(
         st.integers(0, 2),
-        st.sampled_from([0.0, 0.1, 1.0, RENEW_SECONDS, 4.9, GIVE_UP_SECONDS, DURATION_SECONDS - 0.1, 40.0]),
+        st.sampled_from([0.0, RENEW_SECONDS, GIVE_UP_SECONDS, DURATION_SECONDS + 0.5, 40.0]),
         st.sampled_from(["", "", "", "before", "after"]),
     ),
     max_size=60,

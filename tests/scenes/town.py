@@ -14,8 +14,9 @@ from kube.cluster import Cluster
 from parts.servers import Database, connect, run
 from parts.vault import Administrator
 from polaris_operator.objects import Key
-from scenes.cluster import says
+from scenes.cluster import eventually, says
 from scenes.credentials import leases
+from scenes.folder import log_in
 
 LOGINS = ("polaris-query", "polaris-worker")
 ACCOUNT = "polaris-vault"
@@ -120,3 +121,34 @@ def vaults_sessions(database: Database) -> list[str]:
         " AND state <> 'idle'"
     )
     return [row[0] for row in run(database.dsn, statement, database.name)]
+
+
+def wait_for_state(town: Town, state: str) -> None:
+    """Wait until the newest row of the ledger is in a state."""
+    eventually(f"a row that is {state}", lambda: town.ledger("state")[-1:] == [state])
+
+
+def converges(town: Town) -> None:
+    """Wait until all is as it should be; nobody has a login that the ledger does not know."""
+
+    def settled() -> bool:
+        secret = town.secret("polaris-query")
+        return (
+            secret is not None
+            and "requested" not in town.ledger("state")
+            and "issued" not in town.ledger("state")
+            and town.stands() == READY
+            and log_in(secret)
+        )
+
+    eventually("everything to settle", settled)
+    secret = town.secret("polaris-query")
+    assert secret is not None
+    # The one of before lives through its overlap, and the ledger knows it; nobody else does.
+    known = set(town.ledger("username")) | set(town.ledger("username", "worker"))
+    assert set(town.live_logins()) <= known
+    assert town.ledger("state")[-1] == "published"
+    assert town.ledger("username")[-1] == secret["username"]
+    assert town.ledger("state").count("published") == 1
+    leased = {lease for lease in town.leases() if "/polaris-operator/" not in lease}
+    assert leased <= set(town.ledger("lease_id")) | set(town.ledger("lease_id", "worker"))
