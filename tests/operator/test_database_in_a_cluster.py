@@ -179,7 +179,8 @@ def test_killed_before_the_secret_is_written_no_second_login_stays(
     apply(town.cluster, town.manifest())
     town.wait_ready()
     with frozen_after_issuing(town):
-        operator.kill()
+        operator.kill_alone()
+    operator.remove_lease()
     operator.start()
     converges(town)
 

@@ -145,13 +145,20 @@ class OperatorProcess:
                 [sys.executable, "-m", "polaris_operator.main"], log, env=self._environment
             )
 
-    def kill(self, *, lease: bool = False) -> None:
-        """SIGKILL it. Its Lease goes with it, so that the next one need not wait, unless that is to stay."""
+    def kill(self) -> None:
+        """SIGKILL it, and remove its Lease, so that the next one need not wait for it to run out."""
+        self.kill_alone()
+        self.remove_lease()
+
+    def kill_alone(self) -> None:
+        """SIGKILL it."""
         if self._leash is not None:
             leash.stop(self._leash)
             self._leash = None
-            if not lease:
-                self._cluster.api("DELETE", lease_path(self._environment.get("POLARIS_INSTALLATION", "")))
+
+    def remove_lease(self) -> None:
+        """Let the next one lead at once; only where this one is dead."""
+        self._cluster.api("DELETE", lease_path(self._environment.get("POLARIS_INSTALLATION", "")))
 
     def stop(self) -> int:
         """SIGTERM it; return its exit code."""
