@@ -147,10 +147,10 @@ class Postgres:
         process: Process | None = None,
         may: Callable[[], None] = lambda: None,
     ) -> None:
-        """Work as this login, for a process; `may` is called in each transaction and session before its work.
+        """Work as this login, for a process; `may` raises where that is another process's business now.
 
-        It raises where that is another process's business now. One that is frozen after it was let has a
-        session open, by its name, and `take_over` ends that.
+        It is asked before each transaction and session, and once more in it: one that is frozen after that
+        has it open, by its name, and `take_over` ends it.
         """
         self._process = process
         self._may = may
@@ -221,7 +221,7 @@ class Postgres:
         """
         with self._transaction("READ WRITE", _WRITE_MILLISECONDS) as connection:
             if self._process is not None:
-                _end_others(connection, self._process.installation, self._process.holder)
+                self._claim(connection, self._process.installation, self._process.holder)
             yield connection
 
     def alone(self, action: ExecuteAlone) -> None:
@@ -283,7 +283,7 @@ class Postgres:
         watches them.
         """
         with self._transaction("READ WRITE", _WRITE_MILLISECONDS) as connection:
-            _end_others(connection, installation, holder)
+            self._claim(connection, installation, holder)
             epoch: int = connection.exec_driver_sql(
                 _TAKE_OVER, {"id": str(installation), "name": name, "holder": holder}
             ).scalar_one()
@@ -380,6 +380,7 @@ class Postgres:
 
     @contextlib.contextmanager
     def _transaction(self, mode: str, timeout: int, *, role: bool = True) -> Iterator[Connection]:
+        self._may()
         with _translated(), self._pooled.connect() as connection, connection.begin():
             prelude = compose(
                 "SET TRANSACTION {mode}; SET LOCAL statement_timeout = {timeout};"
@@ -398,6 +399,7 @@ class Postgres:
     @contextlib.contextmanager
     def _session(self, kind: str, settings: Mapping[str, str]) -> Iterator[Connection]:
         """Open a connection outside of any transaction, with settings of its own."""
+        self._may()
         with _translated(), self._single.connect() as pristine:
             connection = pristine.execution_options(isolation_level="AUTOCOMMIT")
             name = self._named(kind)
@@ -472,13 +474,21 @@ class Postgres:
             create_engine(url, connect_args=arguments, poolclass=NullPool),
         )
 
+    def _claim(self, connection: Connection, installation: uuid.UUID, holder: str) -> None:
+        """Let this transaction be seen as one of this process, and end what others have open.
+
+        Only then is it asked whether it may: from here on it does not outlive a take-over.
+        """
+        named = literal(sessions.name(installation, "work", 0, holder))
+        run(connection, compose("SELECT set_config('application_name', {name}, true)", name=named))
+        self._may()
+        _end_others(connection, installation, holder)
+
     def _named(self, kind: str) -> str:
-        fence, process = self.fence, self._process
-        if fence is not None:
-            return sessions.name(fence.installation, kind, fence.epoch, fence.holder)
-        if process is not None:
-            return sessions.name(process.installation, kind, 0, process.holder)
-        return sessions.PROGRAM
+        fence = self.fence
+        if fence is None:
+            return sessions.PROGRAM  # Perhaps somebody who only looks, beside an operator.
+        return sessions.name(fence.installation, kind, fence.epoch, fence.holder)
 
     def _authorities(self) -> str:
         if self.server.ca is None:

@@ -42,6 +42,10 @@ pytestmark = [pytest.mark.postgres, pytest.mark.kubernetes]
 
 # The Lease lasts 15 s, and is looked at every other second.
 TAKE_OVER_SECONDS = 30.0
+# So that nothing is due by itself while it is looked who does what.
+LONG_OVERLAP = {
+    purpose: {"secretName": f"polaris-{purpose}", "overlapSeconds": 86400} for purpose in ("query", "worker")
+}
 
 
 class Replica(OperatorProcess):
@@ -92,7 +96,7 @@ def pair(town: Town, start: Callable[..., Replica]) -> tuple[Replica, Replica]:
     """One that leads and one that stands by, with a PolarisDatabase that is ready."""
     one, two = (start(POLARIS_WATCH_NAMESPACES=town.namespace) for _ in range(2))
     eventually("one to lead", lambda: one.leads() or two.leads())
-    apply(town.cluster, town.manifest())
+    apply(town.cluster, town.manifest(logins=LONG_OVERLAP))
     town.wait_ready()
     return (one, two) if one.leads() else (two, one)
 
@@ -210,6 +214,7 @@ def test_who_was_frozen_and_replaced_has_no_effect_when_it_wakes(
                 assert time.monotonic() - frozen < 2 * TAKE_OVER_SECONDS
                 time.sleep(0.1)
             took.append(time.monotonic() - frozen)
+            print(f"{freeze.__name__}: taken over after {took[-1]:.1f} s")
             # What Vault was asked for is waited for; here the answer is long there.
             run(
                 town.database.dsn,

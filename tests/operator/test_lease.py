@@ -31,6 +31,7 @@ from polaris_operator.lease import (
     taken,
     wait,
 )
+from polaris_operator.objects import Key, Resource
 from scenes.cluster import OPERATOR_ACCOUNT, OPERATOR_NAMESPACE, eventually, lease_path
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -162,6 +163,29 @@ def test_the_operator_may_have_no_lease_but_its_own(real: Lease, reach: Kubernet
         KubernetesLease(reach, OPERATOR_NAMESPACE, "another").read()
     with pytest.raises(Prerequisite):
         KubernetesLease(reach, "default", lease_name("")).write(RECORD)
+
+
+@pytest.mark.kubernetes
+def test_who_leads_no_more_writes_nothing_and_still_reads(reach: KubernetesObjects) -> None:
+    term = Term(float("inf"))
+    ours = reach.during(term.check)
+    resource = Resource(Key("PolarisDatabase", OPERATOR_NAMESPACE, "main"), "uid", 1, "1", {})
+    where = (OPERATOR_NAMESPACE, f"made-{secrets.token_hex(4)}")
+    ours.write_secret(*where, {"a": "1"}, resource)
+    term.end()
+    for write in (
+        lambda: ours.write_status(resource, {}),
+        lambda: ours.set_finalizer(resource, present=True),
+        lambda: ours.write_secret(*where, {"a": "2"}, resource),
+        lambda: ours.delete_secret(*where, resource),
+        lambda: ours.service_account_token(OPERATOR_NAMESPACE, OPERATOR_ACCOUNT, "vault"),
+    ):
+        with pytest.raises(Conflict, match="does not lead"):
+            write()
+    found = ours.secret(*where)
+    assert found is not None
+    assert found.data == {"a": "1"}
+    reach.delete_secret(*where, resource)
 
 
 # --- who asks

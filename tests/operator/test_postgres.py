@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 import psycopg2
 import pytest
@@ -25,6 +26,7 @@ from polaris.errors import (
     PolarisError,
     Prerequisite,
     Refused,
+    VaultUnavailable,
 )
 from polaris.spec import TlsMode
 from polaris.sql import Sql
@@ -32,10 +34,24 @@ from polaris.status import Reason
 from polaris_cli.up import ports
 from polaris_cli.up.postgres import LocalPostgres
 from polaris_operator import sessions
+from polaris_operator.apply import apply
 from polaris_operator.conditions.shared import blocked_by
+from polaris_operator.doors import Doors
+from polaris_operator.folder import FolderObjects
 from polaris_operator.lease import Term
+from polaris_operator.objects import Key, Resource
 from polaris_operator.postgres import Identity, Postgres, Server, is_pooled, run
-from polaris_operator.steps import BuildIndex, ExecuteAlone
+from polaris_operator.steps import (
+    Action,
+    BuildIndex,
+    DeleteVaultRole,
+    ExecuteAlone,
+    RevokeLease,
+    RevokeLogin,
+    Step,
+    WriteVaultRole,
+)
+from polaris_operator.vault import TokenMethod, Vault
 from polaris_operator.world.database import Process
 from scenes.middle import pooler, thief
 from scenes.roles import operator_login, operator_session, server_of
@@ -278,6 +294,38 @@ def test_a_build_that_nobody_begins_or_ends_keeps_no_other_waiting(
                     time.sleep(0.01)
         assert ended.wait(30)
         assert successor.failures == {}
+
+
+@pytest.mark.parametrize(
+    "action",
+    [WriteVaultRole("role", "group"), DeleteVaultRole("role"), RevokeLease("id"), RevokeLogin(1, "a", "id")],
+    ids=lambda action: type(action).__name__,
+)
+def test_who_was_replaced_asks_vault_nothing(
+    door: Postgres, database: Database, tmp_path: Path, action: Action
+) -> None:
+    key = Key("PolarisDatabase", "team", "main")
+    nobody = Vault(f"http://127.0.0.1:{ports.any_free()}", TokenMethod("none"))
+    with (
+        operator_session(database) as successor,
+        closing(nobody),
+        closing(FolderObjects(tmp_path / "manifests", tmp_path / "data")) as objects,
+    ):
+        doors = Doors(key, objects, door, nobody, None, Process(ME, "here", "process-1"), lambda _: None)
+        step = Step(Reason.DELETED, "it is no longer needed", action)
+        with pytest.raises(VaultUnavailable):
+            apply([step], doors, Resource(key, "uid", 1, "", {}))
+        successor.take_over(ME, "here", "process-2")
+        with pytest.raises(NotOwner):
+            apply([step], doors, Resource(key, "uid", 1, "", {}))
+
+
+def test_who_only_looks_beside_an_operator_is_left_alone(door: Postgres, database: Database) -> None:
+    """`polaris plan` is of the same installation."""
+    with closing(
+        Postgres(server_of(database), door.identity, process=Process(ME, "here", "process-2"))
+    ) as looking:
+        read_while(looking, door.beat)
 
 
 def test_who_leads_no_more_begins_nothing(door: Postgres, database: Database) -> None:
