@@ -84,7 +84,7 @@ class OperatorSettings(Settings):
     watch_namespaces: str = ""
     """Namespaces whose objects are reconciled, comma-separated; empty: all."""
     operator_namespace: str = ""
-    """Where the operator's Lease will live; nothing depends on it yet. Empty: the pod's own."""
+    """Namespace of the Lease that says which operator of an installation leads. Empty: the pod's own."""
     metrics_host: str = "0.0.0.0"  # noqa: S104  kubelet and Prometheus ask from outside
     """Address of /metrics, /livez and /readyz."""
     metrics_port: Port = 9090

@@ -92,14 +92,17 @@ def _carry_out(action: Action, doors: Doors, resource: Resource) -> None:  # noq
         case TakeOver():
             doors.postgres.take_over(action.installation, action.name, doors.process.holder)
         case WriteVaultRole():
+            doors.postgres.hold()
             _vault(doors).write_role(action.role, action.group_role)
         case DeleteVaultRole():
+            doors.postgres.hold()
             _vault(doors).delete_role(action.role)
         case IssueLogin():
             _issue(action, doors, resource)
         case RevokeLogin():
             _revoke(action, doors, resource)
         case RevokeLease():
+            doors.postgres.hold()
             _vault(doors).revoke(action.lease_id)
 
 
@@ -215,6 +218,7 @@ def _revoke_lease(action: RevokeLogin, doors: Doors) -> VaultRefused | None:
     """Ask Vault; what it refuses may be gone already, which the role tells."""
     if action.lease_id is None or doors.vault is None:
         return None
+    doors.postgres.hold()
     try:
         doors.vault.revoke(action.lease_id)
     except VaultRefused as error:

@@ -52,7 +52,15 @@ class _Entry:
 class Databases:
     """Entries by key. `open` and `close` are called by whoever has the key; `find` by anybody."""
 
-    def __init__(self, objects: Objects, process: Process, wake: Callable[[Key], None]) -> None:
+    def __init__(
+        self,
+        objects: Objects,
+        process: Process,
+        wake: Callable[[Key], None],
+        may: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Work for `process` as long as `may` does not raise."""
+        self._may = may
         self._objects = objects
         self._process = process
         self._wake = wake
@@ -115,7 +123,7 @@ class Databases:
             _leave(entry)
         identity = self._identity(entry, namespace, spec)
         if entry.postgres is None:
-            entry.postgres = Postgres(server, identity)
+            entry.postgres = Postgres(server, identity, process=self._process, may=self._may)
         elif (entry.postgres.server, entry.postgres.identity) != (server, identity):
             entry.postgres.log_in(server, identity)
         entry.doors = Doors(
@@ -141,7 +149,10 @@ class Databases:
             entry.vault.close()
 
     def close_all(self) -> None:
-        """End everything that was opened, side by side: one server that is away holds up no other."""
+        """End everything that was opened, side by side: one server that is away holds up no other.
+
+        Where we do not lead any more nothing is written or revoked: what is left is our successor's.
+        """
         if databases := list(self._entries):
             with ThreadPoolExecutor(len(databases)) as threads:
                 list(threads.map(partial(self.close, for_another=True), databases))
@@ -172,6 +183,7 @@ class Databases:
             if entry.vault is not None:
                 entry.vault.close()
             entry.vault = Vault(spec.address, method, mount=spec.mount, connection=spec.connection, ca=ca)
+            entry.vault.may = self._may
             entry.vault_made_from = made_from
         now = datetime.now(UTC)
         own, postgres = entry.own, entry.postgres

@@ -1,9 +1,9 @@
-"""The door to the Kubernetes API: objects, the Secrets beside them, ServiceAccounts' tokens.
+"""The door to the Kubernetes API: objects, the Secrets beside them, ServiceAccounts' tokens, the Lease.
 
 Objects are read from a cache that events keep current (`see`) and that is listed anew now and then
 (`relist`): a watch can fall silent, and only a list shows what is gone. Each write carries the
-resourceVersion that was read. Secrets are asked for one by one: watching them would mean to hold every
-Secret of the cluster in memory.
+resourceVersion that was read, and is made within a term of leading only (`during`). Secrets are asked
+for one by one: watching them would mean to hold every Secret of the cluster in memory.
 
 Of the client library only configuration, authentication and transport are used; its models of all
 Kubernetes' resources would cost memory and bring nothing.
@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import copy
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from polaris.errors import (
 from polaris.names import FINALIZER, MANAGED_BY
 from polaris.spec import Kind
 from polaris.telemetry import logger
+from polaris_operator.lease import DURATION_SECONDS, Record
 from polaris_operator.objects import Key, Resource, Secret, Token
 
 log = logger(__name__)
@@ -49,6 +51,10 @@ log = logger(__name__)
 PLURALS: dict[Kind, str] = {"PolarisDatabase": "polarisdatabases", "PolarisIndex": "polarisindexes"}
 _API = f"{API_GROUP}/{API_VERSION}"
 _TIMEOUT = (5, 30)
+# Who leads has to know it in time: an answer that takes longer is none.
+_LEASE_TIMEOUT = (2, 3)
+_LEASES = "coordination.k8s.io/v1"
+_OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _PAGE = 250
 _TOKEN_SECONDS = 600
 _MANAGER = "polaris-operator"
@@ -77,6 +83,30 @@ def load_configuration(kubeconfig: str = "") -> Configuration:
     return configuration
 
 
+def own_namespace() -> str:
+    """Return the namespace of this pod; "default" where this is none."""
+    with contextlib.suppress(OSError):
+        return _OWN_NAMESPACE.read_text().strip()
+    return "default"
+
+
+class KubernetesLease:
+    """One Lease of a cluster; implements `Lease`."""
+
+    def __init__(self, objects: KubernetesObjects, namespace: str, name: str) -> None:
+        self._objects = objects
+        self._namespace = namespace
+        self._name = name
+
+    def read(self) -> Record | None:
+        """Return what stands in it; None where there is none."""
+        return self._objects.lease(self._namespace, self._name)
+
+    def write(self, record: Record) -> Record:
+        """Write it, and return it as it is then; Conflict where it is no longer what was read."""
+        return self._objects.write_lease(self._namespace, self._name, record)
+
+
 class KubernetesObjects:
     """Objects of a cluster; implements `Objects`."""
 
@@ -89,9 +119,21 @@ class KubernetesObjects:
         self._installation = installation
         self._lock = threading.Lock()
         self._cache: dict[Key, Resource] = {}
-        self._complete = False
+        self._listed = threading.Event()
         self._gone: set[tuple[Key, str]] = set()
         """What went since the last listing began."""
+        self.may: Callable[[], None] = lambda: None
+        """Called before each write; raises where it is no longer ours."""
+
+    def during(self, may: Callable[[], None]) -> KubernetesObjects:
+        """Return the same objects for one term of leading.
+
+        It is asked for after what was read for a write: whoever is frozen in between has a resourceVersion
+        of before.
+        """
+        made = copy.copy(self)
+        made.may = may
+        return made
 
     # What is cached
 
@@ -115,7 +157,7 @@ class KubernetesObjects:
 
     def complete(self) -> bool:
         """Whether everything was listed once: only then does an absent object mean a deleted one."""
-        return self._complete
+        return self._listed.is_set()
 
     def watches(self, namespace: str) -> bool:
         """Whether objects of this namespace are ours to reconcile."""
@@ -167,7 +209,7 @@ class KubernetesObjects:
                 if key not in found and key in self._cache and self._cache[key].resource_version == version:
                     del self._cache[key]
                     changed.add(key)
-        self._complete = True
+        self._listed.set()
         return changed
 
     def _list(self, kind: Kind) -> Iterator[dict[str, Any]]:
@@ -321,6 +363,36 @@ class KubernetesObjects:
         # With a client certificate beside it we are ourselves, whatever the token is.
         return bool(answer["status"]["userInfo"].get("username") == account)
 
+    # The Lease
+
+    def lease(self, namespace: str, name: str) -> Record | None:
+        """Return what stands in a Lease; None where there is none."""
+        try:
+            body = self._call("GET", _lease_path(namespace, name))
+        except NotFound:
+            return None
+        return _record(body)
+
+    def write_lease(self, namespace: str, name: str, record: Record) -> Record:
+        """Make a Lease, or write the one that was read."""
+        body: dict[str, Any] = {
+            "apiVersion": _LEASES,
+            "kind": "Lease",
+            "metadata": {"name": name, "namespace": namespace, "labels": {MANAGED_BY: _MANAGER}},
+            "spec": {
+                "holderIdentity": record.holder,
+                "leaseDurationSeconds": int(record.duration_seconds),
+                "leaseTransitions": record.transitions,
+                "acquireTime": record.acquired_at,
+                "renewTime": record.renewed_at,
+            },
+        }
+        if not record.version:
+            path = _lease_path(namespace, name).rpartition("/")[0]
+            return _record(self._call("POST", path, body))
+        body["metadata"]["resourceVersion"] = record.version
+        return _record(self._call("PUT", _lease_path(namespace, name), body))
+
     # One call
 
     def _call(
@@ -332,6 +404,8 @@ class KubernetesObjects:
         content: str = "application/json",
         token: str | None = None,
     ) -> dict[str, Any]:
+        if method != "GET":
+            self.may()
         headers = {"Accept": "application/json", "Content-Type": content}
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
@@ -343,7 +417,7 @@ class KubernetesObjects:
                 body=body,
                 auth_settings=[] if token is not None else ["BearerToken"],
             )
-            response = self._client.call_api(*request, _request_timeout=_TIMEOUT)
+            response = self._client.call_api(*request, _request_timeout=_timeout(path))
             text: bytes = response.read()  # type: ignore[no-untyped-call]
         except (ApiException, urllib3.exceptions.HTTPError, OSError) as error:
             raise ClusterUnavailable(f"the API server does not answer: {_root(error)}") from None
@@ -389,6 +463,26 @@ def _path(key: Key) -> str:
 
 def _secret_path(namespace: str, name: str) -> str:
     return f"/api/v1/namespaces/{quote(namespace)}/secrets/{quote(name)}"
+
+
+def _timeout(path: str) -> tuple[int, int]:
+    return _LEASE_TIMEOUT if path.startswith(f"/apis/{_LEASES}/") else _TIMEOUT
+
+
+def _lease_path(namespace: str, name: str) -> str:
+    return f"/apis/{_LEASES}/namespaces/{quote(namespace)}/leases/{quote(name)}"
+
+
+def _record(body: Mapping[str, Any]) -> Record:
+    spec = body.get("spec") or {}
+    return Record(
+        holder=spec.get("holderIdentity") or "",
+        duration_seconds=spec.get("leaseDurationSeconds") or DURATION_SECONDS,
+        transitions=spec.get("leaseTransitions") or 0,
+        acquired_at=spec.get("acquireTime") or "",
+        renewed_at=spec.get("renewTime") or "",
+        version=body["metadata"]["resourceVersion"],
+    )
 
 
 def _reference(resource: Resource) -> dict[str, Any]:

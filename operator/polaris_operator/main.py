@@ -1,7 +1,8 @@
 """The operator's program: wiring, threads, probes, and an orderly end.
 
-In a cluster kopf's loop has the main thread and feeds the queue; over a folder of manifests the main
-thread looks at the folder. Either way a few threads take keys from the queue and reconcile them.
+In a cluster every replica lists and watches, and the one that holds the Lease reconciles: an `Operator` lives
+as long as one term of it. Over a folder of manifests the main thread looks at the folder, whose lock is what
+the Lease is there. Either way a few threads take keys from a queue and reconcile them.
 """
 
 from __future__ import annotations
@@ -29,7 +30,14 @@ from polaris.telemetry import configure_logging, configure_tracing, logger
 from polaris_operator import events, probes
 from polaris_operator.databases import Databases
 from polaris_operator.folder import ABSENT_SECONDS, FolderObjects
-from polaris_operator.kubernetes_api import KubernetesObjects, load_configuration
+from polaris_operator.kubernetes_api import (
+    KubernetesLease,
+    KubernetesObjects,
+    load_configuration,
+    own_namespace,
+)
+from polaris_operator.lease import Candidate, Term, lease_name
+from polaris_operator.measured import OBJECTS
 from polaris_operator.objects import Key, Objects
 from polaris_operator.patrol import patrol
 from polaris_operator.queue import Queue
@@ -47,12 +55,15 @@ RELIST_SECONDS = 300.0
 _RETRY_SECONDS = 2.0
 _LOOK_SECONDS = 1.0
 _END_SECONDS = 20.0
+# Nothing that it still does has an effect, and the next term begins after it.
+_LOST_SECONDS = 3.0
 # Made of the name of a cluster or folder; the name itself may be anything.
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://polaris.dev/installation")
 
 _WAITING = Gauge("polaris_operator_queue_keys", "Objects that wait to be looked at, due or not.")
 _DUE = Gauge("polaris_operator_queue_due", "Objects that wait for a free worker.")
 _FAILING = Gauge("polaris_operator_failing", "Objects whose last look failed.")
+_LEADS = Gauge("polaris_operator_leader", "1 while this operator leads; 0: it stands by.")
 
 
 def process_of(objects: Objects) -> Process:
@@ -65,10 +76,18 @@ def process_of(objects: Objects) -> Process:
 class Operator:
     """The core without its source of events: a queue, workers, and what they are logged in to."""
 
-    def __init__(self, objects: Objects, *, workers: int = 4, resync_seconds: float = 60.0) -> None:
+    def __init__(
+        self,
+        objects: Objects,
+        *,
+        workers: int = 4,
+        resync_seconds: float = 60.0,
+        may: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Work on these objects as long as `may` does not raise."""
         self.objects = objects
         self.queue: Queue[Key] = Queue()
-        self.databases = Databases(objects, process_of(objects), self.queue.add)
+        self.databases = Databases(objects, process_of(objects), self.queue.add, may)
         sides = Sides(Database(patrol), Index())
         self.reconciler = Reconciler(
             objects, self.databases, sides, self.queue.add, resync_seconds=resync_seconds
@@ -86,14 +105,15 @@ class Operator:
         for thread in self._threads:
             thread.start()
 
-    def stop(self) -> None:
+    def stop(self, within: float = _END_SECONDS) -> None:
         """Finish what is under way, within limits, and log out; builds go on in PostgreSQL."""
         self.queue.close()
-        until = time.monotonic() + _END_SECONDS
+        until = time.monotonic() + within
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join(max(until - time.monotonic(), 0.1))
         self.databases.close_all()
+        OBJECTS.clear()
 
     @property
     def alive(self) -> bool:
@@ -124,12 +144,10 @@ def run_operator(settings: OperatorSettings, kubeconfig: str = "") -> None:
     with _until_told() as stop:
         namespaces = [name.strip() for name in settings.watch_namespaces.split(",") if name.strip()]
         objects = KubernetesObjects(load_configuration(kubeconfig), namespaces, settings.installation)
-        cluster = _Cluster(objects, namespaces, stop)
-        with _probes(settings, live=cluster.alive, ready=objects.complete):
-            if _patiently(lambda: objects.installation, stop) is None:
-                return
-            operator = Operator(objects, workers=settings.workers, resync_seconds=settings.resync_seconds)
-            cluster.run(operator)
+        cluster = _Cluster(objects, settings, namespaces, stop)
+        with _probes(settings, live=cluster.alive, ready=cluster.ready):
+            if _patiently(lambda: objects.installation, stop) is not None:
+                cluster.run()
 
 
 def run_folder(settings: OperatorSettings, directory: Path, data: Path) -> None:
@@ -140,6 +158,7 @@ def run_folder(settings: OperatorSettings, directory: Path, data: Path) -> None:
         contextlib.closing(FolderObjects(directory, data, absent_seconds=ABSENT_SECONDS)) as objects,
     ):
         operator = Operator(objects, workers=settings.workers, resync_seconds=settings.resync_seconds)
+        _LEADS.set(1)
         with _probes(settings, live=lambda: operator.alive, ready=objects.complete):
             operator.start()
             try:
@@ -162,37 +181,84 @@ def _probes(
 
 
 class _Cluster:
-    """Where the keys of a cluster come from: a listing now and then, and kopf in between."""
+    """One replica: it lists now and then, has kopf watch in between, and reconciles while it leads."""
 
-    def __init__(self, objects: KubernetesObjects, namespaces: list[str], stop: threading.Event) -> None:
+    def __init__(
+        self,
+        objects: KubernetesObjects,
+        settings: OperatorSettings,
+        namespaces: list[str],
+        stop: threading.Event,
+    ) -> None:
         self._objects = objects
+        self._settings = settings
         self._namespaces = namespaces
         self._stop = stop
+        self._changing = threading.Lock()
         self._operator: Operator | None = None
+        """Of the term that lasts."""
+        self._runs = False
         self._watching = threading.Thread(target=self._watch, name="kopf", daemon=True)
+        namespace = settings.operator_namespace or own_namespace()
+        self._candidate = Candidate(
+            KubernetesLease(objects, namespace, lease_name(settings.installation)),
+            f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}",
+            self._lead,
+            lambda: self._leave(_LOST_SECONDS),
+        )
+        _LEADS.set_function(self._candidate.leads)
 
     def alive(self) -> bool:
         """Whether every thread that should run does."""
+        if not self._runs:
+            return True
         operator = self._operator
-        return operator is None or (operator.alive and self._watching.is_alive())
+        threads = self._watching.is_alive() and self._candidate.alive
+        return threads and (operator is None or operator.alive)
 
-    def run(self, operator: Operator) -> None:
+    def ready(self) -> bool:
+        """Whether it could lead, or does."""
+        return self._objects.complete() and self._candidate.answered
+
+    def run(self) -> None:
         """Work until told to stop."""
-        operator.start()
         self._watching.start()
-        self._operator = operator
+        self._candidate.start()
+        self._runs = True
         try:
             while not self._stop.is_set():
-                self._relist(operator)
+                self._relist()
         finally:
-            self._operator = None
-            operator.stop()
+            self._runs = False
+            self._candidate.retire()
+            self._leave(_END_SECONDS)
+            self._candidate.release()
             self._watching.join(_END_SECONDS)
 
-    def _relist(self, operator: Operator) -> None:
-        changed = _patiently(self._objects.relist, self._stop)
-        for key in changed or ():
-            operator.queue.add(key)
+    def _lead(self, term: Term) -> None:
+        operator = Operator(
+            self._objects.during(term.check),
+            workers=self._settings.workers,
+            resync_seconds=self._settings.resync_seconds,
+            may=term.check,
+        )
+        operator.start()
+        self._operator = operator
+        # What is seen from now on is added as it is seen.
+        for kind in KINDS:
+            for resource in self._objects.list(kind):
+                operator.queue.add(resource.key)
+
+    def _leave(self, within: float) -> None:
+        """End the term's work; it writes nothing where the term is over already."""
+        with self._changing:
+            operator, self._operator = self._operator, None
+        if operator is not None:
+            operator.stop(within)
+
+    def _relist(self) -> None:
+        for key in _patiently(self._objects.relist, self._stop) or ():
+            self._add(key)
         self._stop.wait(RELIST_SECONDS)
 
     def _watch(self) -> None:
@@ -209,8 +275,9 @@ class _Cluster:
             self._stop.wait(_RETRY_SECONDS)
 
     def _add(self, key: Key) -> None:
-        if self._operator is not None:
-            self._operator.queue.add(key)
+        operator = self._operator
+        if operator is not None:
+            operator.queue.add(key)
 
 
 def _patiently(ask: Callable[[], T], stop: threading.Event) -> T | None:

@@ -82,6 +82,11 @@ class MeasuredObjects(Collector):
         with self._lock:
             self._samples.pop(key, None)
 
+    def clear(self) -> None:
+        """Take it that another operator tells of the objects from now on."""
+        with self._lock:
+            self._samples.clear()
+
     def describe(self) -> Iterable[GaugeMetricFamily]:
         """Return the metrics without values: their names are known before there are objects."""
         return _families().values()

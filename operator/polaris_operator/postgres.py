@@ -43,6 +43,7 @@ from polaris.sql import Sql, compose, identifier, literal
 from polaris.telemetry import logger
 from polaris_operator import bootstrap, sessions
 from polaris_operator.steps import BuildIndex, ExecuteAlone
+from polaris_operator.world.database import Process
 from polaris_operator.world.index import BuildFailure
 
 log = logger(__name__)
@@ -77,14 +78,6 @@ ON CONFLICT (installation_id) DO UPDATE SET holder = excluded.holder,
   epoch = CASE WHEN fence.holder = excluded.holder THEN fence.epoch ELSE fence.epoch + 1 END
 RETURNING epoch
 """
-_END_OLDER = compose(
-    """
-SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-WHERE pid <> pg_backend_pid() AND CASE WHEN application_name ~ %(ours)s
-  THEN {its} < %(epoch)s ELSE false END
-""",
-    its=sessions.EPOCH,
-)
 _BUILDS = compose(
     "SELECT count(*) FROM pg_stat_activity WHERE usename = session_user AND application_name ~ {builds}",
     builds=sessions.BUILDS,
@@ -146,7 +139,21 @@ def is_pooled(connection: Connection) -> bool:
 class Postgres:
     """One database, for one PolarisDatabase. Used by several threads at a time."""
 
-    def __init__(self, server: Server, identity: Identity) -> None:
+    def __init__(
+        self,
+        server: Server,
+        identity: Identity,
+        *,
+        process: Process | None = None,
+        may: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Work as this login, for a process; `may` raises where that is another process's business now.
+
+        It is asked before each transaction and session, and once more in it: one that is frozen after that
+        has it open, by its name, and `take_over` ends it.
+        """
+        self._process = process
+        self._may = may
         self._folder = tempfile.TemporaryDirectory(prefix="polaris-postgres-")
         self.fence: Fence | None = None
         """Set by `take_over`; nothing is written without it."""
@@ -208,8 +215,13 @@ class Postgres:
 
     @contextlib.contextmanager
     def unfenced(self) -> Iterator[Connection]:
-        """One transaction that writes before there is a fence: migrating, taking over."""
+        """One transaction that writes before there is a fence: a migration.
+
+        What other processes of the installation have open is ended first: it could hold us up for ever.
+        """
         with self._transaction("READ WRITE", _WRITE_MILLISECONDS) as connection:
+            if self._process is not None:
+                self._claim(connection, self._process.installation, self._process.holder)
             yield connection
 
     def alone(self, action: ExecuteAlone) -> None:
@@ -266,22 +278,29 @@ class Postgres:
     def take_over(self, installation: uuid.UUID, name: str, holder: str) -> None:
         """Become the process that writes for this installation, and end what older ones do.
 
-        Builds of older processes are left alone: whoever comes next watches them.
+        Their sessions go before the epoch is raised, since one that is frozen in a transaction would never
+        let go of the fence, and once more after it. Builds that are under way go on: whoever comes next
+        watches them.
         """
-        with self.unfenced() as connection:
+        with self._transaction("READ WRITE", _WRITE_MILLISECONDS) as connection:
+            self._claim(connection, installation, holder)
             epoch: int = connection.exec_driver_sql(
                 _TAKE_OVER, {"id": str(installation), "name": name, "holder": holder}
             ).scalar_one()
             fence = Fence(installation, epoch, holder)
-            ours = f"^{sessions.name(installation, '(work|alone)', '[0-9]+')}$"
-            connection.exec_driver_sql(_END_OLDER, {"ours": ours, "epoch": epoch})
+            _end_others(connection, installation, holder)
         self.fence = fence
         self._renew()  # The name of the sessions tells their epoch.
         log.info("took over", installation=str(installation), epoch=epoch)
 
     def beat(self) -> None:
-        """Say that this installation's operator lives; the command line keeps away from one that does."""
+        """Say that this installation's operator lives; the command line keeps away from one that does.
+
+        And end what older ones have open: their builds end after we took over, and keep their locks.
+        """
         with self.write() as connection:
+            if self.fence is not None:
+                _end_others(connection, self.fence.installation, self.fence.holder)
             run(connection, self._heartbeat("now()"))
 
     def resign(self) -> None:
@@ -301,6 +320,14 @@ class Postgres:
         with contextlib.suppress(PolarisError), self.probe() as connection:
             return bool(run(connection, _BUILDS).scalar_one())
         return None
+
+    def hold(self) -> None:
+        """Make sure that we still write here, before somebody else is asked for what can't be taken back.
+
+        Raises what `write` raises.
+        """
+        with self.write():
+            pass
 
     def administer(self, statements: Sequence[Sql]) -> None:
         """Run what administrators grant once (`bootstrap.statements`), as the login, who may."""
@@ -353,6 +380,7 @@ class Postgres:
 
     @contextlib.contextmanager
     def _transaction(self, mode: str, timeout: int, *, role: bool = True) -> Iterator[Connection]:
+        self._may()
         with _translated(), self._pooled.connect() as connection, connection.begin():
             prelude = compose(
                 "SET TRANSACTION {mode}; SET LOCAL statement_timeout = {timeout};"
@@ -365,11 +393,13 @@ class Postgres:
             run(connection, prelude)
             if role:
                 _become_operator(connection, "SET LOCAL ROLE {role}", self.server.database)
+            self._may()
             yield connection
 
     @contextlib.contextmanager
     def _session(self, kind: str, settings: Mapping[str, str]) -> Iterator[Connection]:
         """Open a connection outside of any transaction, with settings of its own."""
+        self._may()
         with _translated(), self._single.connect() as pristine:
             connection = pristine.execution_options(isolation_level="AUTOCOMMIT")
             name = self._named(kind)
@@ -387,6 +417,7 @@ class Postgres:
                 run(connection, compose(set_it, name=literal(setting), value=literal(value)))
             run(connection, compose(_SEARCH_PATH, local=Sql("false")))
             _become_operator(connection, "SET ROLE {role}", self.server.database)
+            self._may()
             yield connection
 
     def _hold_fence(self, connection: Connection) -> None:
@@ -443,9 +474,21 @@ class Postgres:
             create_engine(url, connect_args=arguments, poolclass=NullPool),
         )
 
+    def _claim(self, connection: Connection, installation: uuid.UUID, holder: str) -> None:
+        """Let this transaction be seen as one of this process, and end what others have open.
+
+        Only then is it asked whether it may: from here on it does not outlive a take-over.
+        """
+        named = literal(sessions.name(installation, "work", 0, holder))
+        run(connection, compose("SELECT set_config('application_name', {name}, true)", name=named))
+        self._may()
+        _end_others(connection, installation, holder)
+
     def _named(self, kind: str) -> str:
         fence = self.fence
-        return sessions.name(fence.installation, kind, fence.epoch) if fence else sessions.PROGRAM
+        if fence is None:
+            return sessions.PROGRAM  # Perhaps somebody who only looks, beside an operator.
+        return sessions.name(fence.installation, kind, fence.epoch, fence.holder)
 
     def _authorities(self) -> str:
         if self.server.ca is None:
@@ -453,6 +496,12 @@ class Postgres:
         path = Path(self._folder.name, f"{names.digest({'ca': self.server.ca})}.crt")
         path.write_text(self.server.ca)
         return str(path)
+
+
+def _end_others(connection: Connection, installation: uuid.UUID, holder: str) -> None:
+    # What was seen of sessions earlier in this transaction would be shown again.
+    run(connection, Sql("SELECT pg_stat_clear_snapshot()"))
+    run(connection, sessions.end_others(installation, holder))
 
 
 def _become_operator(connection: Connection, statement: str, database: str) -> None:

@@ -90,9 +90,10 @@ class Queue(Generic[K]):
             self._give_back(key, at)
 
     def close(self) -> None:
-        """Wake all workers; nothing is handed out any more."""
+        """Wake all workers; nothing is handed out any more, and nothing waits."""
         with self._changed:
             self._closed = True
+            self._due.clear()
             self._changed.notify_all()
 
     def __len__(self) -> int:
@@ -104,7 +105,7 @@ class Queue(Generic[K]):
     def failing(self) -> int:
         """Keys whose last look failed."""
         with self._changed:
-            return len(self._failures)
+            return 0 if self._closed else len(self._failures)
 
     def due(self) -> int:
         """Keys that a free worker would take now."""
@@ -113,7 +114,7 @@ class Queue(Generic[K]):
             return sum(at <= now for at, _ in self._due.values())
 
     def _put(self, key: K, at: float) -> None:
-        if key in self._due and self._due[key][0] <= at:
+        if self._closed or (key in self._due and self._due[key][0] <= at):
             return
         entry = (at, next(self._order))
         self._due[key] = entry

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from uuid import UUID
 
 from polaris.sql import Sql, compose, identifier, literal
@@ -10,16 +11,40 @@ PROGRAM = "polaris-operator"
 """The name of a session of an operator that has not taken over a catalog yet."""
 BUILDS = literal(f"^{PROGRAM}/[^/]+/build/")
 """The names of sessions that build an index, as a regular expression."""
-EPOCH = Sql("split_part(application_name, '/', 4)::bigint")
-"""The epoch in a name that `name` has made."""
 
 
-def name(installation: UUID, kind: str, epoch: int | str) -> str:
-    """Return the `application_name` of a session: whose it is, what it does, the epoch of its operator.
+def name(installation: UUID, kind: str, epoch: int, holder: str) -> str:
+    """Return the `application_name` of a session: whose it is, what it does, and for which process.
 
-    Kind and epoch may be regular expressions, and the result is one then.
+    Epoch 0 is a process that has not taken over.
     """
-    return f"{PROGRAM}/{str(installation)[:8]}/{kind}/{epoch}"
+    return f"{_of(installation)}/{kind}/{epoch}/{_mark(holder)}"
+
+
+def end_others(installation: UUID, holder: str) -> Sql:
+    """Return the statement that ends what other processes of the installation have open in this database.
+
+    But a build that is under way is adopted. One that is done, or was never begun, only holds its lock. A
+    superuser's sessions are not ours to end, and to try would be an error.
+    """
+    return compose(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        " AND starts_with(application_name, {ours}) AND application_name NOT LIKE {mine}"
+        " AND (application_name !~ {builds} OR state = 'idle')"
+        " AND NOT EXISTS (SELECT FROM pg_roles WHERE oid = usesysid AND rolsuper)",
+        ours=literal(f"{_of(installation)}/"),
+        mine=literal(f"%/{_mark(holder)}"),
+        builds=BUILDS,
+    )
+
+
+def _of(installation: UUID) -> str:
+    return f"{PROGRAM}/{str(installation)[:8]}"
+
+
+def _mark(holder: str) -> str:
+    return sha256(holder.encode()).hexdigest()[:8]
 
 
 def told(activity: str) -> Sql:

@@ -112,6 +112,8 @@ class Vault:
         connection: str = "polaris",
         ca: str | None = None,
     ) -> None:
+        self.may: Callable[[], None] = lambda: None
+        """Called before each question; raises where it is no longer ours to ask."""
         self._folder = tempfile.TemporaryDirectory(prefix="polaris-vault-")
         self._address = address.rstrip("/")
         self._method = method
@@ -133,6 +135,7 @@ class Vault:
         asked = datetime.now(UTC)
         with _translated(f"issue a login of role {role}"):
             session = self._log_in()
+            self.may()
             answer = _json(session.client.read(f"{self._mount}/creds/{role}"))
         if answer is None:
             raise VaultRefused(f"Vault has no role {role} at {self._mount}")
@@ -180,6 +183,7 @@ class Vault:
         return bootstrap.vault_role_parameters(group_role, self._connection)
 
     def _log_in(self) -> _Session:
+        self.may()
         http = requests.Session()
         http.trust_env = False
         http.verify = self._verify
@@ -192,11 +196,13 @@ class Vault:
     def _do(self, what: str, call: Callable[[hvac.Client], T]) -> T:
         """Call with the session's token; once more with a new one where it no longer holds."""
         with _translated(what):
+            self.may()
             session = self._session
             if session is not None and datetime.now(UTC) < session.expires_at - timedelta(seconds=60):
                 with contextlib.suppress(hvac.exceptions.Forbidden):
                     return call(session.client)
             self._session = self._log_in()
+            self.may()
             return call(self._session.client)
 
 

@@ -11,7 +11,8 @@ import yaml
 from chart.rendered import CHART, CRDS, NAMESPACE, ROOT, render
 from kube.cluster import Cluster
 from kube.helm import helm
-from scenes.cluster import RULES
+from polaris_operator.lease import lease_name
+from scenes.cluster import LEASE_RULES, RULES
 
 pytestmark = pytest.mark.kubernetes
 
@@ -62,7 +63,9 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         "--set=rbac.scope=namespaced",
         "--set=operator.installation=here",
     ),
-    "nothing runs": tuple(f"--set={part}.replicas=0" for part in ("service", "worker", "embedder")),
+    "nothing runs": tuple(
+        f"--set={part}.replicas=0" for part in ("operator", "service", "worker", "embedder")
+    ),
 }
 
 
@@ -109,13 +112,16 @@ def of(objects: list[dict[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
 
 
 def test_a_budget_stands_only_where_a_pod_can_be_spared() -> None:
-    assert set(of(render(), "PodDisruptionBudget")) == {"service"}
-    assert not of(render("--set=service.replicas=1"), "PodDisruptionBudget")
+    assert set(of(render(), "PodDisruptionBudget")) == {"operator", "service"}
+    assert not of(render("--set=service.replicas=1,operator.replicas=1"), "PodDisruptionBudget")
     scaled = ("--set=worker.autoscaling.enabled=true", "--set=service.autoscaling.enabled=true")
-    assert set(of(render(*scaled, "--set=worker.replicas=5"), "PodDisruptionBudget")) == {"service"}
+    assert set(of(render(*scaled, "--set=worker.replicas=5"), "PodDisruptionBudget")) == {
+        "operator",
+        "service",
+    }
     two = render(*scaled, "--set=worker.autoscaling.minReplicas=2")
     budgets = of(two, "PodDisruptionBudget")
-    assert set(budgets) == {"service", "worker"}
+    assert set(budgets) == {"operator", "service", "worker"}
     for budget in budgets.values():
         assert budget["spec"]["maxUnavailable"] == 1
         assert budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
@@ -275,6 +281,7 @@ def test_a_namespaced_operator_is_let_do_what_it_must_where_it_looks_only() -> N
         (token,) = [r for r in role["rules"] if r["resources"] == ["serviceaccounts/token"]]
         assert token["resourceNames"] == ["polaris-vault"]
     to_bind = {o["metadata"]["name"] for o in objects if o["kind"] == "Role"} - {"polaris-operator"}
+    to_bind -= {"polaris-lease"}
     assert to_bind == {"polaris-query", "polaris-writer", "polaris-admin", "polaris-database-admin"}
 
 
@@ -303,6 +310,21 @@ def test_the_operator_s_rights_are_those_with_which_it_is_tested() -> None:
         o for o in objects if o["kind"] == "ClusterRole" and o["metadata"]["name"].endswith("-operator")
     )
     assert role["rules"] == RULES
+    (lease,) = (o for o in objects if o["kind"] == "Role")
+    assert (lease["metadata"]["namespace"], lease["rules"]) == (NAMESPACE, LEASE_RULES)
+
+
+@pytest.mark.parametrize("installation", ["", "one", "two"])
+def test_the_lease_that_it_may_use_is_the_one_that_it_uses(installation: str) -> None:
+    (lease,) = (o for o in render(f"--set=operator.installation={installation}") if o["kind"] == "Role")
+    assert lease["rules"][1]["resourceNames"] == [lease_name(installation)]
+
+
+def test_operators_are_replaced_one_after_the_other_and_one_may_be_evicted() -> None:
+    deployment = of(render(), "Deployment")["operator"]["spec"]
+    assert (deployment["replicas"], deployment["strategy"]["rollingUpdate"]["maxUnavailable"]) == (2, 0)
+    assert deployment["template"]["spec"]["topologySpreadConstraints"]
+    assert of(render(), "PodDisruptionBudget")["operator"]["spec"]["maxUnavailable"] == 1
 
 
 def test_roles_are_another_s_business_where_the_chart_is_told_so() -> None:

@@ -2,175 +2,33 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
-import secrets
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import httpx
 import psycopg2
 import pytest
 
 from kube.cluster import Cluster
-from parts.servers import Database, connect, run
-from parts.vault import Administrator, grant_roles
+from parts.servers import run
 from polaris_cli.up.openbao import LocalOpenBao
 from polaris_cli.up.postgres import LocalPostgres
-from polaris_operator.objects import Key
 from scenes.cluster import (
-    OPERATOR_NAMESPACE,
     OperatorProcess,
     api_server_pid,
     apply,
     eventually,
     frozen,
     get,
-    path,
-    says,
 )
-from scenes.credentials import leases, longest_lease
+from scenes.credentials import longest_lease
 from scenes.folder import log_in, query
+from scenes.town import LOGINS, Town, converges, roles_locked, vaults_sessions, wait_for_state
 
 pytestmark = [pytest.mark.postgres, pytest.mark.kubernetes]
-
-LOGINS = ("polaris-query", "polaris-worker")
-ACCOUNT = "polaris-vault"
-READY = ("True", "Ready")
-
-
-@dataclass
-class Town:
-    """A namespace with a PolarisDatabase to be made, and everything that it needs, real."""
-
-    cluster: Cluster
-    namespace: str
-    database: Database
-    administrator: Administrator
-    mount: str
-    auth_mount: str
-
-    @property
-    def key(self) -> Key:
-        return Key("PolarisDatabase", self.namespace, "main")
-
-    def manifest(self, **spec: Any) -> dict[str, Any]:
-        """With the kubernetes login of a ServiceAccount of this namespace."""
-        kubernetes = {"mount": self.auth_mount, "role": "polaris", "serviceAccountName": ACCOUNT}
-        vault = {
-            "address": self.administrator.client.url,
-            "auth": {"kubernetes": kubernetes},
-            "mount": self.mount,
-        }
-        return {
-            "apiVersion": "polaris.dev/v1alpha1",
-            "kind": "PolarisDatabase",
-            "metadata": {"name": "main", "namespace": self.namespace},
-            "spec": {
-                "host": self.database.server.host,
-                "port": self.database.server.port,
-                "database": self.database.name,
-                "tls": {"mode": "disable"},
-                "credentials": {"vault": vault},
-                **spec,
-            },
-        }
-
-    def wait_ready(self) -> None:
-        """`kubectl wait`, as a pipeline does."""
-        self.cluster.kubectl(
-            "wait", "--for=condition=Ready", "pgdb/main", "-n", self.namespace, "--timeout=60s"
-        )
-
-    def stands(self, kind: str = "Ready") -> tuple[str, str]:
-        return says(self.cluster, self.key, kind)[:2]
-
-    def secret(self, name: str) -> dict[str, str] | None:
-        answer = self.cluster.api("GET", f"/api/v1/namespaces/{self.namespace}/secrets/{name}")
-        if answer.status_code == httpx.codes.NOT_FOUND:
-            return None
-        data = answer.raise_for_status().json()["data"]
-        return {key: base64.b64decode(value).decode() for key, value in data.items()}
-
-    def logins(self) -> list[dict[str, str]]:
-        """What stands in both Secrets."""
-        found = [self.secret(name) for name in LOGINS]
-        assert all(found), found
-        return [one for one in found if one]
-
-    def leases(self) -> list[str]:
-        """The ids of all leases of the mount that live."""
-        return leases(self.administrator, self.mount)
-
-    def ledger(self, column: str, name: str = "query") -> list[Any]:
-        """A column of the ledger's rows that are not revoked, oldest first."""
-        statement = (
-            f"SELECT {column} FROM polaris.credentials WHERE name = %s AND state <> 'revoked' ORDER BY epoch"
-        )
-        return [row[0] for row in run(self.database.dsn, statement, name)]
-
-    def live_logins(self) -> list[str]:
-        """Logins in PostgreSQL that are members of the groups of service and workers."""
-        rows = run(
-            self.database.dsn,
-            "SELECT r.rolname FROM pg_auth_members m JOIN pg_roles r ON r.oid = m.member JOIN pg_roles g"
-            " ON g.oid = m.roleid, polaris.catalog c WHERE r.rolcanlogin"
-            " AND g.rolname IN ('polaris_' || c.id || '_query', 'polaris_' || c.id || '_worker')",
-        )
-        return [row[0] for row in rows]
-
-
-@pytest.fixture(scope="module")
-def vault_reviewer(installed_cluster: Cluster) -> str:
-    """A token by which OpenBao asks the API server who logs in."""
-    installed_cluster.kubectl("create", "serviceaccount", "reviewer", "-n", OPERATOR_NAMESPACE)
-    installed_cluster.kubectl(
-        *("create", "clusterrolebinding", "vault-reviewer", "--clusterrole=system:auth-delegator"),
-        f"--serviceaccount={OPERATOR_NAMESPACE}:reviewer",
-    )
-    return installed_cluster.token(OPERATOR_NAMESPACE, "reviewer")
-
-
-@pytest.fixture
-def town(
-    installed_cluster: Cluster,
-    fresh_database: Callable[[LocalPostgres], Database],
-    postgres: LocalPostgres,
-    vault_administrator: Administrator,
-    vault_reviewer: str,
-) -> Iterator[Town]:
-    cluster, mark = installed_cluster, secrets.token_hex(4)
-    database = fresh_database(postgres)
-    made = Town(
-        *(cluster, f"rag-{mark}", database, vault_administrator),
-        *(f"database-{mark}", f"kubernetes-{mark}"),
-    )
-    vault_administrator.connect_database(database, grant_roles(database), mount=made.mount)
-    vault_administrator.write_policy(mount=made.mount)
-    vault_administrator.allow_service_accounts(
-        cluster.url,
-        cluster.ca_file.read_text(),
-        reviewer=vault_reviewer,
-        mount=made.auth_mount,
-        namespaces=[made.namespace],
-    )
-    cluster.kubectl("create", "namespace", made.namespace)
-    cluster.kubectl("create", "serviceaccount", ACCOUNT, "-n", made.namespace)
-    yield made
-    patch: dict[str, Any] = {"metadata": {"finalizers": []}}
-    cluster.api("PATCH", path(made.key), patch, content_type="application/merge-patch+json")
-    cluster.api("DELETE", path(made.key))
-    cluster.kubectl("delete", "namespace", made.namespace, "--wait=false")
-    vault_administrator.client.write_data(f"sys/leases/revoke-force/{made.mount}")
-    for place in (f"sys/mounts/{made.mount}", f"sys/auth/{made.auth_mount}"):
-        vault_administrator.client.delete(place)
-    for (role,) in run(database.dsn, "SELECT rolname FROM pg_roles WHERE rolname ~ '^v-'"):
-        run(database.dsn, f'DROP ROLE "{role}"')
 
 
 @pytest.fixture
@@ -289,29 +147,6 @@ def test_short_leases_are_replaced_and_faults_of_every_part_are_outlived(
     assert operator.running
 
 
-def wait_for_state(town: Town, state: str) -> None:
-    eventually(f"a row that is {state}", lambda: town.ledger("state")[-1:] == [state])
-
-
-@contextmanager
-def roles_locked(database: Database) -> Iterator[None]:
-    """Nobody can make a role meanwhile: who is asked for one waits."""
-    with closing(connect(database.dsn)) as connection, connection.cursor() as cursor:
-        connection.autocommit = False
-        cursor.execute("LOCK TABLE pg_authid IN SHARE MODE")
-        yield
-        connection.rollback()
-
-
-def vaults_sessions(database: Database) -> list[str]:
-    """What the sessions of Vault's own login are at."""
-    statement = (
-        "SELECT state FROM pg_stat_activity WHERE usename = 'polaris_vault' AND datname = %s"
-        " AND state <> 'idle'"
-    )
-    return [row[0] for row in run(database.dsn, statement, database.name)]
-
-
 def test_killed_while_vault_issues_no_second_login_stays(
     town: Town, operator: OperatorProcess, openbao: LocalOpenBao
 ) -> None:
@@ -335,7 +170,7 @@ def test_killed_while_vault_issues_no_second_login_stays(
         " WHERE state = 'requested'",
     )
     operator.start()
-    _converges(town)
+    converges(town)
 
 
 def test_killed_before_the_secret_is_written_no_second_login_stays(
@@ -344,9 +179,10 @@ def test_killed_before_the_secret_is_written_no_second_login_stays(
     apply(town.cluster, town.manifest())
     town.wait_ready()
     with frozen_after_issuing(town):
-        operator.kill()
+        operator.kill_alone()
+    operator.remove_lease()
     operator.start()
-    _converges(town)
+    converges(town)
 
 
 @contextmanager
@@ -359,27 +195,3 @@ def frozen_after_issuing(town: Town) -> Iterator[None]:
             stack.enter_context(frozen(api_server_pid(town.cluster)))
         wait_for_state(town, "issued")
         yield
-
-
-def _converges(town: Town) -> None:
-    def settled() -> bool:
-        secret = town.secret("polaris-query")
-        return (
-            secret is not None
-            and "requested" not in town.ledger("state")
-            and "issued" not in town.ledger("state")
-            and town.stands() == READY
-            and log_in(secret)
-        )
-
-    eventually("everything to settle", settled)
-    secret = town.secret("polaris-query")
-    assert secret is not None
-    # The one of before lives through its overlap, and the ledger knows it; nobody else does.
-    known = set(town.ledger("username")) | set(town.ledger("username", "worker"))
-    assert set(town.live_logins()) <= known
-    assert town.ledger("state")[-1] == "published"
-    assert town.ledger("username")[-1] == secret["username"]
-    assert town.ledger("state").count("published") == 1
-    leased = {lease for lease in town.leases() if "/polaris-operator/" not in lease}
-    assert leased <= set(town.ledger("lease_id")) | set(town.ledger("lease_id", "worker"))

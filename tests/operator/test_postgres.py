@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 import psycopg2
 import pytest
@@ -24,17 +26,35 @@ from polaris.errors import (
     PolarisError,
     Prerequisite,
     Refused,
+    VaultUnavailable,
 )
 from polaris.spec import TlsMode
 from polaris.sql import Sql
 from polaris.status import Reason
 from polaris_cli.up import ports
 from polaris_cli.up.postgres import LocalPostgres
+from polaris_operator import sessions
+from polaris_operator.apply import apply
 from polaris_operator.conditions.shared import blocked_by
+from polaris_operator.doors import Doors
+from polaris_operator.folder import FolderObjects
+from polaris_operator.lease import Term
+from polaris_operator.objects import Key, Resource
 from polaris_operator.postgres import Identity, Postgres, Server, is_pooled, run
-from polaris_operator.steps import BuildIndex, ExecuteAlone
+from polaris_operator.steps import (
+    Action,
+    BuildIndex,
+    DeleteVaultRole,
+    ExecuteAlone,
+    RevokeLease,
+    RevokeLogin,
+    Step,
+    WriteVaultRole,
+)
+from polaris_operator.vault import TokenMethod, Vault
+from polaris_operator.world.database import Process
 from scenes.middle import pooler, thief
-from scenes.roles import operator_session, server_of
+from scenes.roles import operator_login, operator_session, server_of
 
 pytestmark = pytest.mark.postgres
 
@@ -92,7 +112,7 @@ def scalar(door: Postgres, statement: str) -> object:
 def test_each_transaction_is_the_operators_role_and_sees_nobodys_functions(door: Postgres) -> None:
     assert scalar(door, "SELECT current_user::text") == "polaris_operator"
     assert scalar(door, "SHOW search_path") == "pg_catalog, public"
-    assert str(scalar(door, "SHOW application_name")).endswith("/work/1")
+    assert str(scalar(door, "SHOW application_name")).partition("/work/")[2].startswith("1/")
 
 
 def test_what_is_made_belongs_to_the_role_and_never_to_the_login(door: Postgres) -> None:
@@ -161,26 +181,173 @@ def test_a_process_that_was_replaced_ends_what_it_is_in_and_begins_nothing(
             pass
 
 
-def test_a_take_over_waits_for_a_transaction_that_holds_the_fence(door: Postgres, database: Database) -> None:
-    """FOR SHARE: the writer ends its transaction first, so the two never write at once."""
-    ended: list[str] = []
+def test_a_take_over_ends_a_transaction_that_holds_the_fence(door: Postgres, database: Database) -> None:
+    """Whoever has it open may be frozen in it, and would hold the fence for as long as that lasts."""
     with operator_session(database) as successor:
 
-        def take_over() -> None:
-            successor.take_over(ME, "here", "process-2")
-            ended.append("taken over")
+        def go_on_too_late() -> None:
+            with door.write() as connection:
+                run(connection, Sql("CREATE TABLE polaris.made (a integer)"))
+                successor.take_over(ME, "here", "process-2")
 
-        with door.write() as connection:
-            thread = threading.Thread(target=take_over)
-            thread.start()
-            waiting = Sql("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
-            while not run(connection, waiting).scalar_one():
-                run(connection, Sql("SELECT pg_stat_clear_snapshot()"))
-                time.sleep(0.01)
-            assert ended == []
-            ended.append("written")
-        thread.join()
-    assert ended == ["written", "taken over"]
+        with pytest.raises(DatabaseUnavailable):
+            go_on_too_late()
+        assert scalar(successor, "SELECT to_regclass('polaris.made')") is None
+        with successor.write():
+            pass
+
+
+def test_a_migration_waits_for_no_process_that_was_replaced(database: Database) -> None:
+    with operator_login(database) as identity:
+        first, second = (
+            Postgres(server_of(database), identity, process=Process(ME, "here", holder))
+            for holder in ("process-1", "process-2")
+        )
+
+        def go_on_too_late() -> None:
+            with first.unfenced() as frozen:
+                polaris_migrations.upgrade(frozen)
+                with second.unfenced() as connection:
+                    polaris_migrations.upgrade(connection)
+
+        with closing(first), closing(second):
+            with pytest.raises(DatabaseUnavailable):
+                go_on_too_late()
+            second.take_over(ME, "here", "process-2")
+
+
+def test_a_take_over_ends_nothing_of_another_installation_or_database(
+    door: Postgres, database: Database, postgres: LocalPostgres, fresh_database: Fresh
+) -> None:
+    elsewhere = fresh_database(postgres)
+    with (
+        operator_session(database) as successor,
+        operator_session(database) as theirs,
+        operator_session(elsewhere) as same,
+    ):
+        theirs.take_over(uuid.uuid4(), "there", "process-1")
+        with same.unfenced() as connection:
+            polaris_migrations.upgrade(connection)
+        same.take_over(ME, "here", "process-1")
+        with theirs.write(), same.write():
+            successor.take_over(ME, "here", "process-2")
+    with pytest.raises(NotOwner), door.write():
+        pass
+
+
+def test_a_build_that_is_under_way_is_adopted_by_a_take_over(door: Postgres, database: Database) -> None:
+    make_table(door)
+    ended = threading.Event()
+    concurrently = Sql(f"CREATE INDEX CONCURRENTLY {INDEX} ON polaris.made (a)")
+    with (
+        operator_session(database) as successor,
+        closing(connect(database.dsn)) as holding,
+        holding.cursor() as cursor,
+    ):
+        holding.autocommit = False
+        cursor.execute("LOCK TABLE polaris.made IN SHARE MODE")
+        assert door.start_build(
+            replace(BUILD, statement=concurrently, settings={"lock_timeout": "0"}), ended.set
+        )
+        waits = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = %s"
+        while not run_as_superuser(database.dsn, waits, database.name):
+            time.sleep(0.01)
+        successor.take_over(ME, "here", "process-2")
+        successor.beat()
+        holding.rollback()
+        assert ended.wait(30)
+        assert not successor.start_build(BUILD, ended.set)
+    assert door.failures == {}
+
+
+@contextlib.contextmanager
+def a_build_of_nobody(door: Postgres) -> Iterator[None]:
+    """The session of a process that is frozen before its build begins, or after it has ended."""
+    server, login = door.server, door.identity
+    with closing(
+        psycopg2.connect(
+            host=server.host,
+            port=server.port,
+            dbname=server.database,
+            user=login.username,
+            password=login.password,
+            application_name=sessions.name(ME, "build", 1, "process-1"),
+        )
+    ) as session:
+        session.autocommit = True
+        session.cursor().execute("SELECT pg_advisory_lock(42)")
+        yield
+
+
+def test_a_build_that_nobody_begins_or_ends_keeps_no_other_waiting(
+    door: Postgres, database: Database
+) -> None:
+    make_table(door)
+    ended = threading.Event()
+    with operator_session(database) as successor:
+        with a_build_of_nobody(door):
+            successor.take_over(ME, "here", "process-2")
+            with a_build_of_nobody(door):  # It was under way when we took over.
+                assert not successor.start_build(BUILD, ended.set)
+                successor.beat()
+                while not successor.start_build(BUILD, ended.set):
+                    time.sleep(0.01)
+        assert ended.wait(30)
+        assert successor.failures == {}
+
+
+@pytest.mark.parametrize(
+    "action",
+    [WriteVaultRole("role", "group"), DeleteVaultRole("role"), RevokeLease("id"), RevokeLogin(1, "a", "id")],
+    ids=lambda action: type(action).__name__,
+)
+def test_who_was_replaced_asks_vault_nothing(
+    door: Postgres, database: Database, tmp_path: Path, action: Action
+) -> None:
+    key = Key("PolarisDatabase", "team", "main")
+    nobody = Vault(f"http://127.0.0.1:{ports.any_free()}", TokenMethod("none"))
+    with (
+        operator_session(database) as successor,
+        closing(nobody),
+        closing(FolderObjects(tmp_path / "manifests", tmp_path / "data")) as objects,
+    ):
+        doors = Doors(key, objects, door, nobody, None, Process(ME, "here", "process-1"), lambda _: None)
+        step = Step(Reason.DELETED, "it is no longer needed", action)
+        with pytest.raises(VaultUnavailable):
+            apply([step], doors, Resource(key, "uid", 1, "", {}))
+        successor.take_over(ME, "here", "process-2")
+        with pytest.raises(NotOwner):
+            apply([step], doors, Resource(key, "uid", 1, "", {}))
+
+
+def test_who_only_looks_beside_an_operator_is_left_alone(door: Postgres, database: Database) -> None:
+    """`polaris plan` is of the same installation."""
+    with closing(
+        Postgres(server_of(database), door.identity, process=Process(ME, "here", "process-2"))
+    ) as looking:
+        read_while(looking, door.beat)
+
+
+def test_who_leads_no_more_begins_nothing(door: Postgres, database: Database) -> None:
+    term = Term(float("inf"))
+    with closing(
+        Postgres(server_of(database), door.identity, process=Process(ME, "here", "process-2"), may=term.check)
+    ) as frozen:
+        frozen.take_over(ME, "here", "process-2")
+        term.end()
+        with pytest.raises(Conflict, match="does not lead"):
+            frozen.take_over(ME, "here", "process-2")
+        with pytest.raises(Conflict, match="does not lead"), frozen.write():
+            pass
+        with pytest.raises(Conflict, match="does not lead"), frozen.unfenced():
+            pass
+        with pytest.raises(Conflict, match="does not lead"):
+            frozen.alone(ExecuteAlone(Sql("SELECT 1")))
+        with pytest.raises(Conflict, match="does not lead"):
+            frozen.start_build(BUILD, lambda: None)
+        frozen.resign()
+        assert frozen.builds() is None
+    assert scalar(door, "SELECT heartbeat_at IS NOT NULL FROM polaris.installations") is True
 
 
 def test_the_same_process_may_come_by_two_ways_and_fences_itself_from_neither(

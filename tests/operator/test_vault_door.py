@@ -13,10 +13,11 @@ import pytest
 
 from parts.servers import Database, run
 from parts.vault import Administrator, grant_roles, read
-from polaris.errors import VaultRefused, VaultUnavailable
+from polaris.errors import Conflict, VaultRefused, VaultUnavailable
 from polaris_cli.up.openbao import LocalOpenBao
 from polaris_cli.up.postgres import LocalPostgres
 from polaris_operator import bootstrap
+from polaris_operator.lease import Term
 from polaris_operator.vault import AppRoleMethod, Method, TokenMethod, Vault
 
 pytestmark = pytest.mark.postgres
@@ -245,3 +246,23 @@ def test_nobody_at_the_address_is_unavailable_and_said_shortly(bank: Bank) -> No
         door.issue(ROLE)
     assert "object at 0x" not in str(raised.value)
     assert "refused" in str(raised.value)
+
+
+def test_who_leads_no_more_asks_nothing(bank: Bank, door: Vault) -> None:
+    issued = door.issue(ROLE)
+    term = Term(float("inf"))
+    door.may = term.check
+    assert door.leases(ROLE) == [issued.lease_id]
+    term.end()
+    for ask in (
+        lambda: door.issue(ROLE),
+        lambda: door.revoke(issued.lease_id),
+        lambda: door.write_role(ROLE, "another"),
+        lambda: door.delete_role(ROLE),
+    ):
+        with pytest.raises(Conflict, match="does not lead"):
+            ask()
+    with closing(bank.door()) as another:
+        assert another.leases(ROLE) == [issued.lease_id]
+        assert another.issues_members(ROLE, GROUP)
+        another.revoke(issued.lease_id)

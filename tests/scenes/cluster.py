@@ -22,6 +22,7 @@ from kube.cluster import Cluster
 from polaris import crd
 from polaris.crd import PLURALS
 from polaris_operator.conditions.shared import condition
+from polaris_operator.lease import lease_name
 from polaris_operator.objects import Key
 
 T = TypeVar("T")
@@ -53,11 +54,23 @@ RULES: list[dict[str, Any]] = [
     },
 ]
 
+# And in its own namespace: it makes its Lease, and works with no other. (Who may create can't be told names.)
+LEASE_RULES: list[dict[str, Any]] = [
+    {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create"]},
+    {
+        "apiGroups": ["coordination.k8s.io"],
+        "resources": ["leases"],
+        "resourceNames": ["polaris-operator"],
+        "verbs": ["get", "update"],
+    },
+]
+RBAC = "rbac.authorization.k8s.io"
+
 
 def install(cluster: Cluster) -> None:
     """Install the CRDs, and the operator's ServiceAccount with its rights."""
     cluster.install_crds("---\n".join(crd.render(kind) for kind in PLURALS))
-    role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "polaris-operator"}
+    role = {"apiGroup": RBAC, "kind": "ClusterRole", "name": "polaris-operator"}
     account = {"kind": "ServiceAccount", "name": OPERATOR_ACCOUNT, "namespace": OPERATOR_NAMESPACE}
     cluster.apply(
         yaml.safe_dump_all(
@@ -69,13 +82,26 @@ def install(cluster: Cluster) -> None:
                     "metadata": {"name": OPERATOR_ACCOUNT, "namespace": OPERATOR_NAMESPACE},
                 },
                 {
-                    "apiVersion": "rbac.authorization.k8s.io/v1",
+                    "apiVersion": f"{RBAC}/v1",
+                    "kind": "Role",
+                    "metadata": {"name": "polaris-operator", "namespace": OPERATOR_NAMESPACE},
+                    "rules": LEASE_RULES,
+                },
+                {
+                    "apiVersion": f"{RBAC}/v1",
+                    "kind": "RoleBinding",
+                    "metadata": {"name": "polaris-operator", "namespace": OPERATOR_NAMESPACE},
+                    "roleRef": {**role, "kind": "Role"},
+                    "subjects": [account],
+                },
+                {
+                    "apiVersion": f"{RBAC}/v1",
                     "kind": "ClusterRole",
                     "metadata": {"name": "polaris-operator"},
                     "rules": RULES,
                 },
                 {
-                    "apiVersion": "rbac.authorization.k8s.io/v1",
+                    "apiVersion": f"{RBAC}/v1",
                     "kind": "ClusterRoleBinding",
                     "metadata": {"name": "polaris-operator"},
                     "roleRef": role,
@@ -99,11 +125,14 @@ class OperatorProcess:
     """`python -m polaris_operator.main`, on a leash."""
 
     def __init__(self, cluster: Cluster, folder: Path, **environment: str) -> None:
+        """Prepare one whose log stands in a folder of its own; variables are added to what it needs."""
+        self._cluster = cluster
         self._log = folder / "operator.log"
         self._environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith(("POLARIS_", "KUBE"))},
             "KUBECONFIG": str(cluster.kubeconfig_for(OPERATOR_NAMESPACE, OPERATOR_ACCOUNT)),
             "POLARIS_METRICS_PORT": "0",
+            "POLARIS_OPERATOR_NAMESPACE": OPERATOR_NAMESPACE,
             "POLARIS_RESYNC_SECONDS": "2",
             **environment,
         }
@@ -117,10 +146,19 @@ class OperatorProcess:
             )
 
     def kill(self) -> None:
+        """SIGKILL it, and remove its Lease, so that the next one need not wait for it to run out."""
+        self.kill_alone()
+        self.remove_lease()
+
+    def kill_alone(self) -> None:
         """SIGKILL it."""
         if self._leash is not None:
             leash.stop(self._leash)
             self._leash = None
+
+    def remove_lease(self) -> None:
+        """Let the next one lead at once; only where this one is dead."""
+        self._cluster.api("DELETE", lease_path(self._environment.get("POLARIS_INSTALLATION", "")))
 
     def stop(self) -> int:
         """SIGTERM it; return its exit code."""
@@ -144,6 +182,20 @@ class OperatorProcess:
     def log(self) -> str:
         """All that it wrote."""
         return self._log.read_text()
+
+
+def lease_path(installation: str = "") -> str:
+    """Where the API server has the Lease of an installation."""
+    leases = f"/apis/coordination.k8s.io/v1/namespaces/{OPERATOR_NAMESPACE}/leases"
+    return f"{leases}/{lease_name(installation)}"
+
+
+def leader(cluster: Cluster) -> str:
+    """Who holds the Lease; empty: nobody."""
+    answer = cluster.api("GET", lease_path())
+    if answer.status_code == httpx.codes.NOT_FOUND:
+        return ""
+    return str(answer.raise_for_status().json()["spec"].get("holderIdentity") or "")
 
 
 @contextmanager

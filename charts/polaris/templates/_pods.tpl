@@ -8,14 +8,10 @@ kind: Deployment
 metadata:
   {{- include "polaris.metadata" . | nindent 2 }}
 spec:
-  {{- if eq .part "operator" }}
-  # One: a later version brings the Lease that lets a second one wait.
-  replicas: 1
-  strategy: {type: Recreate}
-  {{- else if not .values.autoscaling.enabled }}
+  {{- if not (dig "autoscaling" "enabled" false .values) }}
   replicas: {{ .values.replicas }}
   {{- end }}
-  {{- if has .part (list "service" "embedder") }}
+  {{- if has .part (list "operator" "service" "embedder") }}
   strategy: {type: RollingUpdate, rollingUpdate: {maxUnavailable: 0, maxSurge: 1}}
   {{- end }}
   selector:
@@ -30,7 +26,7 @@ spec:
       automountServiceAccountToken: {{ has .part (list "operator" "service") }}
       terminationGracePeriodSeconds: {{ .values.terminationGracePeriodSeconds }}
       {{- include "polaris.podSpec" . | nindent 6 }}
-      {{- if and .root.Values.topologySpreadConstraints (ne .part "operator") }}
+      {{- if .root.Values.topologySpreadConstraints }}
       {{- include "polaris.spread" . | nindent 6 }}
       {{- end }}
       containers:
