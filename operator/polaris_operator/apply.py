@@ -33,6 +33,7 @@ from polaris_operator.steps import (
     IssueLogin,
     MeasureRecall,
     Migrate,
+    RedirectLogin,
     RevokeLease,
     RevokeLogin,
     SetFinalizer,
@@ -68,7 +69,7 @@ def apply(steps: Sequence[Step], doors: Doors, resource: Resource) -> Resource:
     return resource
 
 
-def _carry_out(action: Action, doors: Doors, resource: Resource) -> None:  # noqa: C901  one case an action
+def _carry_out(action: Action, doors: Doors, resource: Resource) -> None:  # noqa: C901, PLR0912  one case an action
     match action:
         case Execute():
             with doors.postgres.write(action.guards) as connection:
@@ -81,6 +82,7 @@ def _carry_out(action: Action, doors: Doors, resource: Resource) -> None:  # noq
         case MeasureRecall():
             _measure(action, doors)
         case Migrate():
+            doors.keep_login()
             with doors.postgres.unfenced() as connection:
                 polaris_migrations.upgrade(connection, action.revision)
         case TakeOver():
@@ -91,6 +93,8 @@ def _carry_out(action: Action, doors: Doors, resource: Resource) -> None:  # noq
             _vault(doors).delete_role(action.role)
         case IssueLogin():
             _issue(action, doors, resource)
+        case RedirectLogin():
+            _redirect(action, doors, resource)
         case RevokeLogin():
             _revoke(action, doors, resource)
         case RevokeLease():
@@ -133,6 +137,17 @@ def _issue(action: IssueLogin, doors: Doors, resource: Resource) -> None:
     with postgres.write() as connection:
         for statement in ledger.published(row.id, action.owner, action.name):
             run(connection, statement)
+
+
+def _redirect(action: RedirectLogin, doors: Doors, resource: Resource) -> None:
+    namespace, name = action.secret_namespace, action.secret_name
+    seen = doors.objects.secret(namespace, name)
+    if seen is None or login_secret.epoch_of(seen.data) != action.epoch:
+        raise Conflict(f"Secret {namespace}/{name} no longer holds epoch {action.epoch}")
+    data = login_secret.contents(
+        doors.postgres.server, action.username, seen.data["password"], action.epoch, action.expires_at
+    )
+    doors.objects.write_secret(namespace, name, data, resource)
 
 
 def _make_login(doors: Doors, username: str, group_role: str) -> Issued:
