@@ -121,10 +121,15 @@ class CredentialStatus(Part):
     """Counts the logins issued for this name."""
     expires_at: Timestamp
     """When the login ends unless it is replaced: min(lease, token)."""
+    seal_tolerance_seconds: int = 0
+    """For how long, at least, consumers go on while no login can be issued (Vault sealed, operator away):
+    what is left of this login when it is due to be replaced, which is half of its life."""
     acknowledged: int = 0
     """Consumers that use this epoch."""
     consumers: int = 0
     """Consumers known."""
+    late: list[str] = []
+    """Consumers that still use a login which was replaced longer ago than its overlap: at most 10."""
 
 
 class DatabaseStatus(Part):

@@ -36,6 +36,7 @@ from polaris_operator.steps import (
     IssueLogin,
     MeasureRecall,
     Migrate,
+    RedirectLogin,
     RevokeLease,
     RevokeLogin,
     SetFinalizer,
@@ -74,7 +75,7 @@ def apply(steps: Sequence[Step], doors: Doors, resource: Resource) -> Resource:
     return resource
 
 
-def _carry_out(action: Action, doors: Doors, resource: Resource) -> None:  # noqa: C901  one case an action
+def _carry_out(action: Action, doors: Doors, resource: Resource) -> None:  # noqa: C901, PLR0912  one case an action
     match action:
         case Execute():
             _execute(action, doors)
@@ -87,6 +88,7 @@ def _carry_out(action: Action, doors: Doors, resource: Resource) -> None:  # noq
         case Verify():
             _verify(action, doors)
         case Migrate():
+            doors.keep_login()
             with doors.postgres.unfenced() as connection:
                 polaris_migrations.upgrade(connection, action.revision)
         case TakeOver():
@@ -99,6 +101,8 @@ def _carry_out(action: Action, doors: Doors, resource: Resource) -> None:  # noq
             _vault(doors).delete_role(action.role)
         case IssueLogin():
             _issue(action, doors, resource)
+        case RedirectLogin():
+            _redirect(action, doors, resource)
         case RevokeLogin():
             _revoke(action, doors, resource)
         case RevokeLease():
@@ -164,6 +168,17 @@ def _issue(action: IssueLogin, doors: Doors, resource: Resource) -> None:
     with postgres.write() as connection:
         for statement in ledger.published(row.id, action.owner, action.name):
             run(connection, statement)
+
+
+def _redirect(action: RedirectLogin, doors: Doors, resource: Resource) -> None:
+    namespace, name = action.secret_namespace, action.secret_name
+    seen = doors.objects.secret(namespace, name)
+    if seen is None or login_secret.epoch_of(seen.data) != action.epoch:
+        raise Conflict(f"Secret {namespace}/{name} no longer holds epoch {action.epoch}")
+    data = login_secret.contents(
+        doors.postgres.server, action.username, seen.data["password"], action.epoch, action.expires_at
+    )
+    doors.objects.write_secret(namespace, name, data, resource)
 
 
 def _make_login(doors: Doors, username: str, group_role: str) -> Issued:

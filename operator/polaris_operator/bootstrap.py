@@ -204,7 +204,8 @@ def vault_policy(mount: str = "database", connection: str = "polaris") -> str:
     itself, which it may only use. A role holds SQL that Vault runs, so those that are written lead to the
     one connection only: an engine may have others, with other rights. Leases can be listed and revoked
     below the same names: after a crash in the middle of issuing, that is how the lease that nobody wrote
-    down is found.
+    down is found. The operator's own login is issued by a token that such a login makes for it, with no more
+    rights than it has and a short life: renewed once the login is written down, it ends with its maker.
     """
     return f"""\
 path "{mount}/creds/polaris-*" {{
@@ -228,6 +229,16 @@ path "sys/leases/revoke/{mount}/creds/polaris-*" {{
 }}
 path "sys/leases/lookup/{mount}/creds/polaris-*" {{
   capabilities = ["list", "sudo"]
+}}
+path "auth/token/create" {{
+  capabilities = ["update"]
+  allowed_parameters = {{
+    "ttl" = []
+    "renewable" = []
+  }}
+}}
+path "auth/token/renew-self" {{
+  capabilities = ["update"]
 }}
 """
 

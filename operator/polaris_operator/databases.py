@@ -10,8 +10,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,15 @@ from polaris_operator.listener import Listener
 from polaris_operator.objects import Key, Objects, Resource
 from polaris_operator.postgres import Identity, Postgres, Server
 from polaris_operator.steps import Blocked
-from polaris_operator.vault import AppRoleMethod, KubernetesMethod, Method, TokenMethod, Vault
+from polaris_operator.vault import (
+    TRIAL_SECONDS,
+    AppRoleMethod,
+    KubernetesMethod,
+    Method,
+    TokenMethod,
+    Trial,
+    Vault,
+)
 from polaris_operator.world.database import OwnLogin, Process
 
 log = logger(__name__)
@@ -38,6 +46,8 @@ class _Entry:
     vault: Vault | None = None
     vault_made_from: Any = None
     own: OwnLogin | None = None
+    trial: Trial | None = None
+    """What the own login ends with before long, until the ledger has it."""
     postgres: Postgres | None = None
     doors: Doors | None = None
     listener: Listener | None = None
@@ -127,9 +137,34 @@ class Databases:
         elif (entry.postgres.server, entry.postgres.identity) != (server, identity):
             entry.postgres.log_in(server, identity)
         entry.doors = Doors(
-            resource.key, self._objects, entry.postgres, entry.vault, entry.own, self._process, self._wake
+            resource.key,
+            self._objects,
+            entry.postgres,
+            entry.vault,
+            entry.own,
+            self._process,
+            self._wake,
+            partial(self.keep_login, resource.key),
         )
         return entry.doors
+
+    def keep_login(self, database: Key) -> None:
+        """The ledger has our own login (or a migration needs it for long): it is no longer on trial.
+
+        Where Vault does not answer, the next call tries again.
+        """
+        with self._lock:
+            entry = self._entries.get(database)
+        if entry is None or entry.own is None or entry.trial is None or entry.vault is None:
+            return
+        own, trial = entry.own, entry.trial
+        try:
+            kept = entry.vault.renew(trial, own.expires_at)
+        except (VaultUnavailable, VaultRefused) as error:
+            log.warning("own login is still on trial", error=str(error), ends_at=trial.ends_at.isoformat())
+            return
+        entry.own = replace(own, expires_at=min(own.expires_at, kept.ends_at))
+        entry.trial = None
 
     def forget_login(self, database: Key) -> None:
         """PostgreSQL refused the login: the next `open` asks Vault for another."""
@@ -187,14 +222,11 @@ class Databases:
             entry.vault_made_from = made_from
         now = datetime.now(UTC)
         own, postgres = entry.own, entry.postgres
-        if (
-            own is not None
-            and postgres is not None
-            and now < own.issued_at + (own.expires_at - own.issued_at) / 2
-        ):
-            return postgres.identity
+        half_lived = own is None or now >= own.issued_at + (own.expires_at - own.issued_at) / 2
         try:
-            issued = entry.vault.issue(spec.role)
+            if own is not None and postgres is not None and not half_lived and _goes_on(entry, now):
+                return postgres.identity
+            issued, trial = entry.vault.issue_on_trial(spec.role)
         except (VaultUnavailable, VaultRefused) as error:
             # The login that we have serves for the other half of its life.
             if own is None or postgres is None or now >= own.expires_at:
@@ -202,6 +234,7 @@ class Databases:
             log.warning("own login not renewed", error=str(error), expires_at=own.expires_at.isoformat())
             return postgres.identity
         entry.own = OwnLogin(issued.username, issued.lease_id, now, issued.expires_at)
+        entry.trial = trial
         return Identity(issued.username, issued.password)
 
     def _method(self, namespace: str, spec: VaultSpec) -> tuple[Method, str]:
@@ -265,9 +298,21 @@ def _leave(entry: _Entry, *, for_another: bool = False) -> None:
     entry.looked_at = False
 
 
+def _goes_on(entry: _Entry, now: datetime) -> bool:
+    """Whether our login does: one on trial is, for as long as no ledger can have it, a trial at a time."""
+    trial = entry.trial
+    if trial is None or entry.vault is None or now < trial.ends_at - timedelta(seconds=TRIAL_SECONDS / 2):
+        return True
+    try:
+        entry.trial = entry.vault.renew(trial, now + timedelta(seconds=TRIAL_SECONDS))
+    except VaultRefused:
+        return False  # It has ended, and the login with it.
+    return True
+
+
 def _revoke_own(entry: _Entry) -> None:
     """Revoke our own lease, as far as that is possible; it ends by itself in any case."""
-    own, entry.own = entry.own, None
+    own, entry.own, entry.trial = entry.own, None, None
     if own is None or entry.vault is None:
         return
     try:

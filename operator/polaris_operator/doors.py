@@ -26,3 +26,5 @@ class Doors:
     process: Process
     wake: Callable[[Key], None]
     """Look at an object again soon (a build of its has ended)."""
+    keep_login: Callable[[], None] = lambda: None
+    """Let our own login live its whole life: it is written down, or what comes next takes long."""

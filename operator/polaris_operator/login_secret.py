@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from urllib.parse import quote, urlencode
 
+from polaris.spec import TlsMode
 from polaris_operator.postgres import Server
 
 
@@ -32,6 +34,24 @@ def contents(
 def intact(found: Mapping[str, str], server: Server, username: str, epoch: int, expires_at: datetime) -> bool:
     """Whether a Secret is what we wrote for this login, whose password only the Secret knows."""
     return dict(found) == contents(server, username, found.get("password", ""), epoch, expires_at)
+
+
+def led_elsewhere(found: Mapping[str, str], server: Server) -> Server:
+    """Return where a Secret of this server's login says that it leads; `server` where it can't be read.
+
+    An authority that was replaced, a host that was renamed: the login in it is as good as before.
+    """
+    try:
+        return replace(
+            server,
+            host=found["host"],
+            port=int(found["port"]),
+            database=found["dbname"],
+            sslmode=TlsMode(found["sslmode"]),
+            ca=found.get("ca.crt"),
+        )
+    except (KeyError, ValueError):
+        return server
 
 
 def epoch_of(found: Mapping[str, str]) -> int | None:

@@ -7,7 +7,7 @@ from the pass before but what stands in the object, the catalog and PostgreSQL.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, Protocol, TypeVar
@@ -196,6 +196,7 @@ class Reconciler:
                 return None
             blocked = side.in_the_way(spec, settled.world)
             if blocked is None:
+                doors.keep_login()
                 doors.postgres.beat()
         except PolarisError as error:
             if isinstance(error, DatabaseRefused):
@@ -335,7 +336,20 @@ class Reconciler:
         written = self._objects.write_status(resource, status)
         if after and after.get("reason") != before.get("reason"):
             self._objects.event(resource, after["reason"], after["message"], warning=True)
+        for line in _newly_late(resource.status, status):
+            self._objects.event(resource, "LoginNotAcknowledged", line, warning=True)
         return written
+
+
+def _newly_late(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    """Tell of each consumer once that it does not go over to a new login."""
+    known = {line["name"]: set(line.get("late") or ()) for line in before.get("credentials") or ()}
+    for line in after.get("credentials") or ():
+        if new := set(line.get("late") or ()) - known.get(line["name"], set()):
+            yield (
+                f"{', '.join(sorted(new))} did not go over to epoch {line['epoch']} of login {line['name']}:"
+                " the one before is kept until they do, or until it ends"
+            )
 
 
 @dataclass

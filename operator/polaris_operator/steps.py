@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TypeAlias
 from uuid import UUID
 
@@ -142,6 +143,17 @@ class IssueLogin:
 
 
 @dataclass(frozen=True)
+class RedirectLogin:
+    """Write a login's Secret again with where the database is now; the login stays the same."""
+
+    username: str
+    epoch: int
+    expires_at: datetime
+    secret_namespace: str
+    secret_name: str
+
+
+@dataclass(frozen=True)
 class RevokeLogin:
     """Revoke a login and make sure that it is gone: Vault's lease, sessions, role."""
 
@@ -177,6 +189,7 @@ Action: TypeAlias = (
     | WriteVaultRole
     | DeleteVaultRole
     | IssueLogin
+    | RedirectLogin
     | RevokeLogin
     | RevokeLease
     | SetFinalizer

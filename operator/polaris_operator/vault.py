@@ -30,6 +30,8 @@ T = TypeVar("T")
 _TIMEOUT_SECONDS = 20
 # A token that never ends is still looked at again so often.
 _FOREVER = timedelta(days=365)
+# How long a login lives that nobody has written down yet.
+TRIAL_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,18 @@ class Issued:
     lease_id: str
     expires_at: datetime
     """The earlier of lease and token."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The token that a login depends on which nobody has written down yet.
+
+    A lease dies with the token that issued it: where whoever asked for the login is killed before its
+    ledger knows, nobody renews the token, and Vault itself revokes the login.
+    """
+
+    client: hvac.Client = field(repr=False)
+    ends_at: datetime
 
 
 @dataclass(frozen=True)
@@ -96,7 +110,7 @@ class TokenMethod:
         client.token = self.token
         if client.auth.token.lookup_self()["data"].get("renewable"):  # A root token says nothing.
             with contextlib.suppress(hvac.exceptions.Forbidden, hvac.exceptions.InvalidRequest):
-                client.auth.token.renew_self()
+                _warn(client.auth.token.renew_self(), "renewal")
         return _lifetime(client.auth.token.lookup_self()["data"]["ttl"])
 
 
@@ -132,21 +146,61 @@ class Vault:
 
     def issue(self, role: str) -> Issued:
         """Return a new login of this role of the engine, by a token of its own."""
-        asked = datetime.now(UTC)
+        with _translated(f"issue a login of role {role}"):
+            return self._issue(role, self._log_in())
+
+    def issue_on_trial(self, role: str) -> tuple[Issued, Trial | None]:
+        """Return a new login that ends in `TRIAL_SECONDS`, unless the trial is renewed.
+
+        `expires_at` is when it ends if it is. No trial: Vault's policy is one of before there were any,
+        so the login lives on whatever happens to us.
+        """
         with _translated(f"issue a login of role {role}"):
             session = self._log_in()
+            trial = self._on_trial(session)
+            if trial is None:
+                return self._issue(role, session), None
+            return self._issue(role, _Session(trial.client, session.expires_at)), trial
+
+    def renew(self, trial: Trial, ends_at: datetime) -> Trial:
+        """Let a login live until then; Vault may allow less, which is no error but a warning of its."""
+        asked = datetime.now(UTC)
+        seconds = max(int((ends_at - asked).total_seconds()), 1)
+        with _translated("renew the token of a login"):
             self.may()
-            answer = _json(session.client.read(f"{self._mount}/creds/{role}"))
+            answer = trial.client.auth.token.renew_self(increment=seconds)
+        _warn(answer, "renewal")
+        return Trial(trial.client, asked + _lifetime(answer["auth"]["lease_duration"]))
+
+    def _issue(self, role: str, session: _Session) -> Issued:
+        asked = datetime.now(UTC)
+        self.may()
+        answer = _json(session.client.read(f"{self._mount}/creds/{role}"))
         if answer is None:
             raise VaultRefused(f"Vault has no role {role} at {self._mount}")
-        for warning in answer.get("warnings") or ():
-            log.warning("vault warns", role=role, warning=warning)
+        _warn(answer, role)
         return Issued(
             answer["data"]["username"],
             answer["data"]["password"],
             answer["lease_id"],
             min(asked + _lifetime(answer["lease_duration"]), session.expires_at),
         )
+
+    def _on_trial(self, session: _Session) -> Trial | None:
+        asked = datetime.now(UTC)
+        try:
+            # Not by hvac's own call: it sends parameters that the policy has no need to allow.
+            parameters = {"ttl": f"{TRIAL_SECONDS}s", "renewable": True}
+            answer = _json(session.client.write_data("auth/token/create", data=parameters)) or {}
+        except (hvac.exceptions.Forbidden, hvac.exceptions.InvalidRequest) as error:
+            log.warning(
+                "a crash may leave a login until it ends: Vault's policy lets nobody make a token"
+                " (`polaris bootstrap` prints the one that does)",
+                error=_said(error),
+            )
+            return None
+        client = self._client(answer["auth"]["client_token"])
+        return Trial(client, asked + _lifetime(answer["auth"]["lease_duration"]))
 
     def issues_members(self, role: str, group_role: str) -> bool:
         """Whether the role is there and issues members of this group, as `write_role` makes it."""
@@ -182,14 +236,17 @@ class Vault:
     def _role(self, group_role: str) -> dict[str, Any]:
         return bootstrap.vault_role_parameters(group_role, self._connection)
 
-    def _log_in(self) -> _Session:
-        self.may()
+    def _client(self, token: str) -> hvac.Client:
         http = requests.Session()
         http.trust_env = False
         http.verify = self._verify
-        client = hvac.Client(
-            url=self._address, token="", verify=self._verify, timeout=_TIMEOUT_SECONDS, session=http
+        return hvac.Client(
+            url=self._address, token=token, verify=self._verify, timeout=_TIMEOUT_SECONDS, session=http
         )
+
+    def _log_in(self) -> _Session:
+        self.may()
+        client = self._client("")
         asked = datetime.now(UTC)
         return _Session(client, asked + self._method.log_in(client))
 
@@ -209,6 +266,12 @@ class Vault:
 def _json(answer: Any) -> dict[str, Any] | None:
     """Return what Vault said; hvac hands out None for 404, and a bare response for 204."""
     return answer if isinstance(answer, dict) else None
+
+
+def _warn(answer: Any, what: str) -> None:
+    """Log what Vault warns of: a life that it shortened is no error there."""
+    for warning in (_json(answer) or {}).get("warnings") or ():
+        log.warning("vault warns", of=what, warning=warning)
 
 
 def _lifetime(seconds: int) -> timedelta:

@@ -18,6 +18,7 @@ from polaris_operator.plan.credentials import REQUEST_SECONDS, current_login, pl
 from polaris_operator.steps import (
     Execute,
     IssueLogin,
+    RedirectLogin,
     RevokeLease,
     RevokeLogin,
     Step,
@@ -89,6 +90,8 @@ def says(step: Step) -> str:
     match step.action:
         case IssueLogin(epoch=epoch):
             said = f"issue {epoch}"
+        case RedirectLogin(epoch=epoch):
+            said = f"redirect {epoch}"
         case RevokeLogin(credential=credential, drop_secret=drop):
             said = f"revoke {credential}{' with its Secret' if drop else ''}"
         case RevokeLease(lease_id=lease):
@@ -129,6 +132,18 @@ SENTENCES: list[tuple[str, CredentialsWorld, list[str], Reason | None]] = [
         world(login(), secrets={QUERY.secret: SecretSeen(UID, 1, intact=False)}),
         ["issue 2"],
         Reason.DRIFTED,
+    ),
+    (
+        "only where it leads has changed: the same login is written again",
+        world(login(), secrets={QUERY.secret: SecretSeen(UID, 1, intact=False, elsewhere=True)}),
+        ["redirect 1"],
+        Reason.SPEC_CHANGED,
+    ),
+    (
+        "that has changed and it is past half of its life: the next is issued",
+        world(login(age=hours(12)), secrets={QUERY.secret: SecretSeen(UID, 1, intact=False, elsewhere=True)}),
+        ["issue 2"],
+        Reason.LOGIN_EXPIRING,
     ),
     (
         "the role was dropped: anew",
@@ -370,6 +385,9 @@ class Simulated:
             match step.action:
                 case IssueLogin() as action:
                     self._issue(action)
+                case RedirectLogin(epoch=epoch, secret_namespace=namespace, secret_name=name):
+                    secret = {(namespace, name): SecretSeen(UID, epoch, intact=True)}
+                    self.world = replace(self.world, secrets={**self.world.secrets, **secret})
                 case RevokeLogin(credential=credential, drop_secret=drop):
                     self._keep(one for one in self.world.logins if one.id != credential)
                     secrets = {k: v for k, v in self.world.secrets.items() if k != drop}
@@ -476,7 +494,8 @@ def worlds(draw: st.DrawFn) -> CredentialsWorld:
                 made = replace(made, role_exists=draw(st.booleans()))
             logins.append(made)
             if draw(st.booleans()):
-                secrets[secret] = SecretSeen(UID, epoch, intact=draw(st.booleans()))
+                intact, elsewhere = draw(st.sampled_from([(True, False), (False, True), (False, False)]))
+                secrets[secret] = SecretSeen(UID, epoch, intact, elsewhere)
     lost = st.lists(st.sampled_from("xyz"), unique=True).map(tuple)
     vault = VaultSeen(orphans=draw(lost), strays=draw(lost))
     used = draw(st.lists(st.sampled_from([one.username for one in logins] or [None]), max_size=3))

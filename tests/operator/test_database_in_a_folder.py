@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -30,10 +30,15 @@ from polaris.names import FINALIZER
 from polaris_cli.up.openbao import LocalOpenBao
 from polaris_cli.up.postgres import LocalPostgres
 from polaris_operator import bootstrap
+from polaris_operator import databases as own_logins
+from polaris_operator import vault as vault_door
 from polaris_operator.bootstrap import Grant
+from polaris_operator.objects import Resource
 from scenes.credentials import FromSecret, FromVault, from_secret, from_vault
 from scenes.folder import MAIN, NAMESPACE, FolderScene, log_in, query
+from scenes.killed import Effects, Killed, counted
 from scenes.roles import operator_login
+from soak import times
 
 pytestmark = pytest.mark.postgres
 
@@ -456,6 +461,11 @@ def pass_time(scene: FolderScene, database: Database, name: str, age: timedelta)
     secret.write_text(ends.strftime("%Y-%m-%dT%H:%M:%SZ"))
 
 
+def past_half(source: FromSecret | FromVault) -> timedelta:
+    """A little more than half of a login's life: a day, or an hour as the tokens of tests live."""
+    return timedelta(minutes=35) if isinstance(source, FromVault) else timedelta(hours=13)
+
+
 def test_a_login_is_replaced_at_half_of_its_life_and_ends_when_nobody_uses_it(
     scene: FolderScene, secret: FromSecret
 ) -> None:
@@ -485,6 +495,95 @@ def test_a_login_is_replaced_at_half_of_its_life_and_ends_when_nobody_uses_it(
     assert first["username"] not in live_logins(database)
     (line, _) = scene.read().status["credentials"]
     assert (line["acknowledged"], line["consumers"]) == (1, 1)
+
+
+def test_a_consumer_that_does_not_go_over_is_named_once_and_is_not_cut_off(
+    scene: FolderScene, source: FromSecret | FromVault
+) -> None:
+    database = source.database
+    told: list[tuple[str, str]] = []
+    event = scene.objects.event
+
+    def telling(resource: Resource, reason: str, message: str, *, warning: bool) -> None:
+        told.append((reason, message))
+        event(resource, reason, message, warning=warning)
+
+    scene.objects.event = telling  # type: ignore[method-assign]
+    scene.apply(source.manifest())
+    scene.reconcile()
+    first = dict(scene.secret("polaris-query"))
+    report(database, "query", first, "polaris-serve-7")
+    pass_time(scene, database, "query", past_half(source))
+    scene.reconcile()
+    assert told == []
+    assert "late" not in scene.condition("CredentialsFresh")[2]
+    pass_time(scene, database, "query", timedelta(minutes=6))
+    for _look in range(2):
+        scene.reconcile()
+    ((reason, message),) = told
+    assert reason == "LoginNotAcknowledged"
+    assert "polaris-serve-7" in message
+    assert stands(scene, "CredentialsFresh") == FRESH
+    assert "polaris-serve-7" in scene.condition("CredentialsFresh")[2]
+    assert scene.read().status["credentials"][0]["late"] == ["polaris-serve-7"]
+    assert log_in(first)
+    report(database, "query", dict(scene.secret("polaris-query")), "polaris-serve-7")
+    scene.reconcile()
+    assert not log_in(first)
+    assert scene.read().status["credentials"][0]["late"] == []
+
+
+def test_a_revoked_login_reads_no_table_in_a_session_that_was_open(
+    scene: FolderScene, source: FromSecret | FromVault
+) -> None:
+    """`SELECT 1` would prove nothing: where only the role is gone, an open session still answers that."""
+    scene.apply(source.manifest())
+    scene.reconcile()
+    first = dict(scene.secret("polaris-query"))
+    with closing(psycopg2.connect(first["uri"])) as connection, connection.cursor() as cursor:
+        connection.autocommit = True
+        cursor.execute("SELECT id FROM polaris.catalog")
+        pass_time(scene, source.database, "query", past_half(source))
+        scene.reconcile()
+        cursor.execute("SELECT id FROM polaris.catalog")
+        pass_time(scene, source.database, "query", timedelta(minutes=6))
+        scene.reconcile()
+        with pytest.raises(psycopg2.Error):
+            cursor.execute("SELECT id FROM polaris.catalog")
+    assert not log_in(first)
+
+
+def test_where_only_the_authority_or_the_host_changes_the_login_stays(
+    scene: FolderScene, source: FromSecret | FromVault
+) -> None:
+    scene.put_secret("authority", ca="first")
+    tls = {"mode": "disable", "caSecretRef": {"name": "authority", "key": "ca"}}
+    scene.apply(source.manifest(tls=tls))
+    scene.reconcile()
+    first = dict(scene.secret("polaris-query"))
+    scene.put_secret("authority", ca="second")
+    scene.reconcile()
+    after = dict(scene.secret("polaris-query"))
+    assert after == {**first, "ca.crt": after["ca.crt"]}
+    assert "second" in after["ca.crt"]
+    scene.apply(source.manifest(tls=tls, host="localhost"))
+    scene.reconcile()
+    moved = dict(scene.secret("polaris-query"))
+    assert (moved["host"], moved["username"], moved["epoch"]) == ("localhost", first["username"], "1")
+    assert "@localhost:" in moved["uri"]
+    assert log_in(moved)
+    assert stands(scene) == READY
+    assert len(live_logins(source.database)) == 2
+
+
+def test_it_is_published_how_long_consumers_outlive_a_sealed_vault(
+    scene: FolderScene, source: FromSecret | FromVault
+) -> None:
+    scene.apply(source.manifest())
+    scene.reconcile()
+    for line in scene.read().status["credentials"]:
+        left = (datetime.fromisoformat(line["expiresAt"]) - datetime.now(UTC)).total_seconds()
+        assert abs(line["sealToleranceSeconds"] - left / 2) <= 60
 
 
 def test_a_short_lease_is_replaced_in_time_again_and_again(scene: FolderScene, vault: FromVault) -> None:
@@ -564,6 +663,100 @@ def test_a_login_that_was_published_before_the_ledger_knew_stays(
     assert stands(scene) == READY
     state = "SELECT state FROM polaris.credentials WHERE name = 'query'"
     assert run(source.database.dsn, state) == [("published",)]
+
+
+@pytest.mark.soak
+def test_killed_at_any_step_of_a_rotation_nothing_is_leaked_and_one_login_an_entry_lives(
+    scene: FolderScene, vault: FromVault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own login and that of the service are both due; kill -9 after each effect, then another process."""
+    for module in (vault_door, own_logins):
+        monkeypatch.setattr(module, "TRIAL_SECONDS", 3)
+    scene.apply(vault.manifest())
+    scene.reconcile()
+    with counted(Effects()) as effects:
+        rotate(scene, vault)
+    assert effects.done.count("vault _issue") == effects.done.count("vault revoke") == 2
+    for _round in range(times(1, 20)):
+        for step in range(1, len(effects.done) + 1):
+            with counted(Effects(step)), pytest.raises(Killed):
+                rotate(scene, vault)
+            scene.abandon()
+            scene.start()
+            assert leaked(scene, vault) == [], f"after {effects.done[step - 1]}, effect {step}"
+
+
+def rotate(scene: FolderScene, vault: FromVault) -> None:
+    """Replace the operator's own login and that of the service, and let the ones before end."""
+    scene.age_own_login(timedelta(hours=13))
+    pass_time(scene, vault.database, "query", timedelta(minutes=35))
+    scene.reconcile()
+    pass_time(scene, vault.database, "query", timedelta(minutes=6))
+    scene.age_own_login(timedelta(minutes=2))
+    scene.reconcile()
+
+
+def leaked(scene: FolderScene, vault: FromVault) -> list[str]:
+    """Leases and roles beyond one of each entry, once what a crash left had its two minutes."""
+    scene.reconcile()
+    run(
+        vault.database.dsn,
+        "UPDATE polaris.credentials SET requested_at = requested_at - interval '31 seconds',"
+        " superseded_at = superseded_at - interval '301 seconds'",
+    )
+    scene.age_own_login(timedelta(minutes=2))
+    scene.reconcile()
+    known = {scene.own_login(), *(scene.secret(name)["username"] for name in LOGINS)}
+
+    def more() -> list[str]:
+        leased = run(vault.database.dsn, "SELECT rolname FROM pg_roles WHERE rolname ~ '^v-' ORDER BY 1")
+        roles = [name for (name,) in leased if name not in known]
+        return roles + vault.leases()[len(known) :]
+
+    assert stands(scene) == READY
+    assert all(log_in(scene.secret(name)) for name in LOGINS)
+    ends = time.monotonic() + 10
+    while more() and time.monotonic() < ends:
+        time.sleep(0.1)
+    return more()
+
+
+def test_a_login_on_trial_lives_on_while_its_process_does_and_no_ledger_can_have_it(
+    scene: FolderScene, vault: FromVault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (vault_door, own_logins):
+        monkeypatch.setattr(module, "TRIAL_SECONDS", 4)
+    scene.apply(vault.manifest(migrations="Manual"))
+    scene.reconcile()
+    assert stands(scene, "Stalled") == ("True", "MigrationNeeded")
+    own = scene.own_login()
+    for _look in range(3):
+        time.sleep(2.2)
+        scene.reconcile()
+    assert scene.own_login() == own
+    assert len(vault.leases()) == 1
+    scene.apply(vault.manifest())
+    scene.reconcile()
+    assert stands(scene) == READY
+    time.sleep(4.5)
+    scene.reconcile()
+    assert scene.own_login() == own
+    assert len(vault.leases()) == 3
+
+
+def test_where_the_policy_lets_nobody_make_a_token_a_login_is_issued_all_the_same(
+    scene: FolderScene, vault: FromVault
+) -> None:
+    before = bootstrap.vault_policy(vault.mount).split('path "auth/token/create"')[0]
+    policies = vault.administrator.client.sys
+    policies.create_or_update_policy(bootstrap.VAULT_POLICY, before)
+    try:
+        scene.apply(vault.manifest())
+        scene.reconcile()
+        assert stands(scene) == READY
+    finally:
+        vault.administrator.write_policy(mount=vault.mount)
+    assert len(vault.leases()) == 3
 
 
 # --- parts that go away

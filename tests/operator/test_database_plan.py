@@ -443,8 +443,10 @@ def test_status_says_versions_catalog_and_logins() -> None:
         "name": "query",
         "epoch": 1,
         "expiresAt": "2026-11-23T12:00:00Z",
+        "sealToleranceSeconds": 43200,
         "acknowledged": 0,
         "consumers": 0,
+        "late": [],
     }
     assert DatabaseStatus.model_validate(made)
 

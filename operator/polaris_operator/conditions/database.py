@@ -31,7 +31,7 @@ def database_status(
         catalog=catalog.id if catalog else None,
         catalog_revision=catalog.revision if catalog else None,
         indexes=catalog.indexes if catalog else None,
-        credentials=credentials.lines(wanted, world.credentials) if world.credentials else [],
+        credentials=credentials.lines(wanted, world.credentials, now) if world.credentials else [],
     )
 
 

@@ -41,7 +41,7 @@ WHERE c.owner = :owner AND c.state <> 'revoked' ORDER BY c.id
 """)
 _LAST_EPOCHS = text("SELECT name, max(epoch) FROM polaris.credentials WHERE owner = :owner GROUP BY name")
 _CONSUMERS = text("""
-SELECT kind, username, epoch FROM polaris.consumers
+SELECT kind, username, epoch, id FROM polaris.consumers
 WHERE reported_at > now() - make_interval(secs => :timeout) ORDER BY id
 """)
 _KNOWN_LEASES = text("SELECT lease_id FROM polaris.credentials WHERE lease_id = ANY(:leases)")
@@ -130,14 +130,19 @@ def _secrets(
         if secret is None:
             continue
         epoch = login_secret.epoch_of(secret.data)
+        leads_to = login_secret.led_elsewhere(secret.data, server)
         row = next((x for x in logins if (x.name, x.epoch, x.secret) == (one.name, epoch, one.secret)), None)
+        consistent = (
+            row is not None
+            and row.username is not None
+            and row.expires_at is not None
+            and login_secret.intact(secret.data, leads_to, row.username, row.epoch, row.expires_at)
+        )
         found[one.secret] = SecretSeen(
             owner_uid=secret.owner_uid,
             epoch=epoch,
-            intact=row is not None
-            and row.username is not None
-            and row.expires_at is not None
-            and login_secret.intact(secret.data, server, row.username, row.epoch, row.expires_at),
+            intact=consistent and leads_to == server,
+            elsewhere=consistent and leads_to != server,
         )
     return found
 

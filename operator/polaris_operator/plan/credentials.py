@@ -23,12 +23,13 @@ from polaris_operator.steps import (
     Execute,
     IssueLogin,
     Plan,
+    RedirectLogin,
     RevokeLease,
     RevokeLogin,
     Step,
     WriteVaultRole,
 )
-from polaris_operator.world.credentials import CredentialsWorld, Login, VaultSeen, Wanted
+from polaris_operator.world.credentials import CredentialsWorld, Login, SecretSeen, VaultSeen, Wanted
 
 # What a request to Vault may take: only then is a lease that nobody wrote down nobody's.
 REQUEST_SECONDS = 30
@@ -75,7 +76,7 @@ def _complete(login: Login, world: CredentialsWorld) -> bool:
     if login.state == "published":
         return True
     seen = world.secrets.get(login.secret)
-    return login.state == "issued" and seen is not None and seen.intact and seen.epoch == login.epoch
+    return login.state == "issued" and seen is not None and seen.whole and seen.epoch == login.epoch
 
 
 def rotate_at(login: Login) -> datetime:
@@ -83,6 +84,18 @@ def rotate_at(login: Login) -> datetime:
     if login.issued_at is None or login.expires_at is None:
         return login.requested_at
     return login.issued_at + (login.expires_at - login.issued_at) / 2
+
+
+def late_consumers(wanted: Wanted, world: CredentialsWorld, now: datetime) -> list[str]:
+    """Return who still uses a login of this name that was replaced longer ago than its overlap."""
+    old = {
+        login.username
+        for login in world.logins
+        if login.name == wanted.name
+        and login.state == "superseded"
+        and now >= (login.superseded_at or login.requested_at) + timedelta(seconds=login.overlap_seconds)
+    }
+    return sorted(consumer.id for consumer in world.consumers if consumer.username in old)
 
 
 # --- what has to be issued
@@ -124,6 +137,7 @@ def _issue(
     why = _why_anew(wanted, current, world, now)
     if why is None:
         if current is not None:
+            yield from _redirect(wanted, current, seen)
             yield _Due(rotate_at(current))
         return
     if (blocked := _vault_in_the_way(world)) is not None:
@@ -141,6 +155,18 @@ def _issue(
         overlap_seconds=wanted.overlap_seconds,
     )
     yield Step(reason, f"login {wanted.name}: {sentence}; epoch {action.epoch} is issued", action)
+
+
+def _redirect(wanted: Wanted, current: Login, seen: SecretSeen | None) -> Iterator[Step]:
+    """Tell consumers where the database is now; a login that works is not replaced for that."""
+    if seen is None or not seen.elsewhere or current.username is None or current.expires_at is None:
+        return
+    yield Step(
+        Reason.SPEC_CHANGED,
+        f"login {wanted.name}: the Secret of epoch {current.epoch} leads to where the database was, or"
+        " names an authority or TLS mode of before; the same login is written with those of now",
+        RedirectLogin(current.username, current.epoch, current.expires_at, *wanted.secret),
+    )
 
 
 def _why_anew(
@@ -163,7 +189,7 @@ def _faults(
         yield Reason.LOGIN_MISSING, f"{epoch}, role {current.username}, is gone from PostgreSQL"
     elif seen is None:
         yield Reason.SECRET_MISSING, f"the Secret of {epoch} is gone, and passwords are kept nowhere else"
-    elif seen.epoch != current.epoch or not seen.intact:
+    elif seen.epoch != current.epoch or not seen.whole:
         yield Reason.DRIFTED, f"its Secret no longer says what was written for {epoch}"
     elif now >= rotate_at(current):
         yield Reason.LOGIN_EXPIRING, f"{epoch} is past half of its life, which ends at {current.expires_at}"

@@ -56,6 +56,13 @@ class SecretSeen:
     """The epoch that it says it holds."""
     intact: bool
     """Whether everything in it is as it was written for that epoch."""
+    elsewhere: bool = False
+    """Whether it is, but for where it leads: host, port, TLS or authority are others now."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether the login in it is the one that was written."""
+        return self.intact or self.elsewhere
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,8 @@ class ConsumerSeen:
     kind: str
     username: str
     epoch: int
+    id: str = ""
+    """The pod's name, or what the process calls itself."""
 
 
 @dataclass(frozen=True)
