@@ -197,15 +197,21 @@ class CandidateStatus(Part):
     phase: str
     """PostgreSQL's word for what the build does."""
     progress: str
-    """Share done, such as 61%."""
+    """Share of the whole that is done, such as 61%."""
     done: int
-    """Tuples or blocks done."""
+    """Blocks (or tuples) of the present phase done; documents, where a generation is filled."""
     total: int
     """Of how many."""
     estimated_completion: Timestamp | None = None
     """When it is thought to be done."""
     blocked_by: str = ""
-    """Who it waits for."""
+    """Who it waits for: whose sessions, by which program, and since when their transactions are open."""
+    observed_at: Timestamp | None = None
+    """When these figures were read."""
+    pace_since: Timestamp | None = None
+    """Since when the pace is measured that the estimate goes by: of this phase only."""
+    pace_from: int = 0
+    """How much was done then."""
 
 
 class PreviousStatus(Part):

@@ -172,8 +172,13 @@ SELECT p.pid, n.nspname AS schema, t.relname AS table, x.relname AS index, p.pha
   CASE WHEN p.blocks_total > 0 THEN p.blocks_done ELSE p.tuples_done END AS done,
   CASE WHEN p.blocks_total > 0 THEN p.blocks_total ELSE p.tuples_total END AS total,
   a.query_start AS started_at,
-  (SELECT coalesce(json_agg({session} ORDER BY b.pid), '[]')
-   FROM pg_stat_activity b WHERE b.pid = ANY(pg_blocking_pids(p.pid))) AS blocked_by
+  (SELECT coalesce(json_agg(who.told ORDER BY who.told), '[]') FROM (
+     SELECT {session} AS told FROM pg_stat_activity b WHERE b.pid = ANY(pg_blocking_pids(p.pid))
+     -- A prepared transaction has no process: PostgreSQL calls it 0.
+     UNION ALL SELECT {prepared} FROM pg_prepared_xacts x
+     WHERE 0 = ANY(pg_blocking_pids(p.pid)) AND x.database = current_database()
+       AND EXISTS (SELECT FROM pg_locks l WHERE l.pid IS NULL AND l.relation = p.relid
+         AND l.virtualtransaction = '-1/' || x.transaction)) who) AS blocked_by
 FROM pg_stat_progress_create_index p
 JOIN pg_class t ON t.oid = p.relid
 JOIN pg_namespace n ON n.oid = t.relnamespace
@@ -182,6 +187,7 @@ LEFT JOIN pg_stat_activity a ON a.pid = p.pid
 WHERE p.datname = current_database()
 """,
         session=sessions.told("b"),
+        prepared=sessions.told_prepared("x"),
     )
 )
 
