@@ -70,6 +70,7 @@ class Reason(StrEnum):
     INDEX_MISSING = "IndexMissing"
     INDEX_INVALID = "IndexInvalid"
     INDEX_REPLACED = "IndexReplaced"
+    INDEX_DECAYED = "IndexDecayed"
     ATTRIBUTE_ADDED = "AttributeAdded"
     ATTRIBUTE_REMOVED = "AttributeRemoved"
     SPEC_CHANGED = "SpecChanged"

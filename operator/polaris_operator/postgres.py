@@ -245,7 +245,7 @@ class Postgres:
         with contextlib.ExitStack() as stack:
             connection = stack.enter_context(self._session("build", action.settings))
             self._hold_fence(connection)
-            if not _try_lock(connection, action.lock) or _relation_exists(connection, action):
+            if not _try_lock(connection, action.lock) or not _is_due(connection, action):
                 return False
             session = stack.pop_all()
         threading.Thread(
@@ -518,12 +518,23 @@ def _become_operator(connection: Connection, statement: str, database: str) -> N
 
 def _check(connection: Connection, guards: Sequence[Sql]) -> None:
     for guard in guards:
-        if run(connection, compose("SELECT ({guard})", guard=guard)).scalar_one() is not True:
+        if not _holds(connection, guard):
             raise Conflict(f"no longer true: {guard}")
+
+
+def _holds(connection: Connection, guard: Sql) -> bool:
+    return run(connection, compose("SELECT ({guard})", guard=guard)).scalar_one() is True
 
 
 def _try_lock(connection: Connection, key: int) -> bool:
     return connection.exec_driver_sql("SELECT pg_try_advisory_lock(%s)", (key,)).scalar_one() is True
+
+
+def _is_due(connection: Connection, action: BuildIndex) -> bool:
+    """Whether there still is something to build; asked under the lock."""
+    if not action.guards:
+        return not _relation_exists(connection, action)
+    return all(_holds(connection, guard) for guard in action.guards)
 
 
 def _relation_exists(connection: Connection, action: BuildIndex) -> bool:

@@ -48,7 +48,7 @@ class ExecuteAlone:
 
 @dataclass(frozen=True)
 class BuildIndex:
-    """Build an index in a session of its own, which holds an advisory lock while it lives.
+    """Build an index, or work one over, in a session of its own, which holds an advisory lock meanwhile.
 
     The build belongs to PostgreSQL: `apply` starts it and does not wait for its end. Who finds the
     lock held watches the build and never starts a second. Once the lock is ours we look again whether
@@ -67,6 +67,9 @@ class BuildIndex:
     """Of the session: maintenance_work_mem, max_parallel_maintenance_workers, statement_timeout."""
     table: str = ""
     """What the index is on: where the build does not get its lock, who has one is told."""
+    guards: tuple[Sql, ...] = ()
+    """Where something of that name is worked over (REINDEX, VACUUM): what must be true under the lock, in
+    place of that there is nothing of that name yet."""
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,8 @@ _RELATIONS = text(f"""
 SELECT n.nspname AS schema, c.relname AS name, c.relkind AS kind, pg_get_userbyid(c.relowner) AS owner,
   CAST(greatest(pg_stat_get_live_tuples(c.oid), c.reltuples, 0) AS bigint) AS rows,
   CASE c.relkind WHEN 'r' THEN coalesce(pg_relation_size(c.oid), 0) ELSE 0 END AS bytes,
+  pg_stat_get_live_tuples(c.oid) AS live, pg_stat_get_dead_tuples(c.oid) AS dead,
+  greatest(pg_stat_get_last_vacuum_time(c.oid), pg_stat_get_last_autovacuum_time(c.oid)) AS vacuumed_at,
   (SELECT json_agg(json_build_array(
        a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attstorage) ORDER BY a.attnum)
    FROM pg_attribute a
@@ -134,6 +136,7 @@ SELECT n.nspname AS schema, x.relname AS name, t.relname AS table,
     WHERE l.oid = i.indcollation[0] AND l.collname <> 'default'), '') AS collation,
   i.indisunique AS unique, i.indpred IS NOT NULL AS partial,
   EXISTS (SELECT FROM pg_constraint p WHERE p.conindid = x.oid) AS constraint,
+  CASE m.amname WHEN 'hnsw' THEN coalesce(pg_relation_size(x.oid), 0) ELSE 0 END AS bytes,
   (SELECT coalesce(json_agg(a.attname ORDER BY k.place), '[]')
    FROM unnest(CAST(i.indkey AS smallint[])) WITH ORDINALITY k(number, place)
    JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.number) AS columns
@@ -406,6 +409,9 @@ def _relations(connection: Connection, parameters: Mapping[str, Any]) -> dict[st
             grants=_grants(row["grants"]),
             rows=row["rows"],
             bytes=row["bytes"],
+            live=row["live"],
+            dead=row["dead"],
+            vacuumed_at=row["vacuumed_at"],
             depends_on=frozenset(row["depends_on"] or ()),
         )
     return found

@@ -36,3 +36,27 @@ def fitting(world: IndexWorld, spec: PolarisIndexSpec, generation: GenerationRow
     embedding = Embedding.model_validate(generation.embedding)
     needed = graph_bytes(relation.rows if relation else 0, embedding, spec.index)
     return min(1.0, memory_bytes(spec) / needed) if needed else 1.0
+
+
+# pgvector's tuples on disk: an element with its vector, and its neighbours, on one page where they fit.
+_PAGE_BYTES = 8192
+_ROOM_BYTES = 8160
+_ELEMENT_HEAD_BYTES = 72
+_NEIGHBOURS_HEAD_BYTES = 4
+_POINTER_BYTES = 6
+_LINE_BYTES = 4
+
+
+def index_bytes(rows: int, embedding: Embedding, index: VectorIndex) -> int:
+    """Return the size of a fresh index of so many rows: within some 5 %, where no two vectors are equal."""
+    width = 2 if embedding.type == VectorType.HALFVEC else 4
+    element = _aligned(_ELEMENT_HEAD_BYTES + _VECTOR_BYTES + width * embedding.dimension) + _LINE_BYTES
+    upper = _POINTER_BYTES * index.m / (index.m - 1)  # Few are in the upper layers.
+    neighbours = _aligned(_NEIGHBOURS_HEAD_BYTES + 2 * _POINTER_BYTES * index.m) + _LINE_BYTES + upper
+    if element + neighbours <= _ROOM_BYTES:
+        return int(rows * _PAGE_BYTES / (_ROOM_BYTES // (element + neighbours)))
+    return int(rows * (_PAGE_BYTES + neighbours))
+
+
+def _aligned(size: int) -> int:
+    return -(-size // 8) * 8

@@ -176,6 +176,12 @@ class Relation:
     rows: int = 0
     """As PostgreSQL estimates them."""
     bytes: int = 0
+    live: int = 0
+    """Rows, and"""
+    dead: int = 0
+    """rows that were deleted and not vacuumed yet, as PostgreSQL has counted them since it was started."""
+    vacuumed_at: datetime | None = None
+    """When it was vacuumed last, by anybody."""
     depends_on: frozenset[str] = frozenset()
     """Relations that a view reads."""
 
@@ -202,6 +208,8 @@ class IndexSeen:
     partial: bool = False
     constraint: bool = False
     """Whether it belongs to a constraint."""
+    bytes: int = 0
+    """Of an HNSW index."""
 
 
 @dataclass(frozen=True)
