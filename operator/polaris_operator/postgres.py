@@ -357,6 +357,8 @@ class Postgres:
         try:
             with session:
                 run(connection, action.statement)
+                if action.afterwards is not None:
+                    run(connection, action.afterwards)
         except Exception as error:  # noqa: BLE001  the end of a thread: it is kept and shown
             failed = self.failures.get(which)
             late = isinstance(error, Conflict)

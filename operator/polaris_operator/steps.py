@@ -70,6 +70,8 @@ class BuildIndex:
     guards: tuple[Sql, ...] = ()
     """Where something of that name is worked over (REINDEX, VACUUM): what must be true under the lock, in
     place of that there is nothing of that name yet."""
+    afterwards: Sql | None = None
+    """What is run next in the same session; where the session ends in between, somebody sees what is left."""
 
 
 @dataclass(frozen=True)
@@ -241,7 +243,9 @@ def statements(action: Action) -> str:
     match action:
         case Execute():
             return ";\n".join(action.statements)
-        case ExecuteAlone() | BuildIndex():
+        case BuildIndex():
+            return ";\n".join(filter(None, (action.statement, action.afterwards)))
+        case ExecuteAlone():
             return action.statement
         case _:
             return ""

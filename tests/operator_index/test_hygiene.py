@@ -61,8 +61,10 @@ class TestWhatIsDecided:
 
         assert statements([step]) == [f'REINDEX INDEX CONCURRENTLY "{PLACE}"."{VECTOR}"']
         assert "9000 of 10000 rows are deleted" in step.sentence
+        assert isinstance(step.action, BuildIndex)
+        assert step.action.afterwards == f'VACUUM (ANALYZE) "{PLACE}"."g1_chunks"'
 
-    def test_an_index_without_dead_rows_is_followed_by_the_vacuum_of_its_table(self) -> None:
+    def test_where_a_session_ended_in_between_only_the_table_is_vacuumed(self) -> None:
         assert statements(tended(world(size=FRESH))) == [f'VACUUM (ANALYZE) "{PLACE}"."g1_chunks"']
 
     def test_nothing_waits_for_it(self) -> None:
@@ -203,8 +205,8 @@ def test_with_most_rows_deleted_queries_find_what_there_is_within_one_reconcile(
     assert hits == 10
     assert recall >= 0.97
     assert said_of(status, "Ready")["status"] == "True"
-    settled(place, key)
     once = identity(place, key)
+    settled(place, key)
     place.go(key)
     assert identity(place, key) == once
     assert valid(place, key) == {vector_index(place, key): True}

@@ -30,7 +30,7 @@ DEAD_ROWS = 1000
 """With fewer, VACUUM takes a moment."""
 VACUUM_AGAIN_SECONDS = 600
 """Rows that an old transaction may still see outlive a VACUUM."""
-_SIZE = 1.15
+_SIZE, _SIZE_BYTES = 1.15, 8 * 8192
 """An index so much larger than what its live rows need has others in it; fresh ones are within 5 %."""
 
 
@@ -63,7 +63,7 @@ def _is_due(relation: Relation, now: datetime) -> bool:
 
 def _largest(aim: Aim, relation: Relation) -> int:
     """Return up to which size an index holds nothing but live rows."""
-    return int(_SIZE * index_bytes(relation.live, aim.spec.embedding, aim.spec.index))
+    return _SIZE_BYTES + int(_SIZE * index_bytes(relation.live, aim.spec.embedding, aim.spec.index))
 
 
 def _reindex(aim: Aim, wanted: Wanted, relation: Relation, dead: str) -> Step:
@@ -85,6 +85,7 @@ def _reindex(aim: Aim, wanted: Wanted, relation: Relation, dead: str) -> Step:
             pg_index.session_settings(aim, pg_index.workers(aim, failure), lock_timeout="0"),
             wanted.index.table,
             (aim.guard, large),
+            _clearing(aim),
         ),
     )
 
@@ -94,7 +95,12 @@ def _vacuum(aim: Aim) -> str:
     return names.chunks_table(aim.number)
 
 
+def _clearing(aim: Aim) -> Sql:
+    return compose("VACUUM (ANALYZE) {table}", table=aim.name.relation(aim.chunks.name))
+
+
 def _clear(aim: Aim, dead: str) -> Step:
+    """Return the step for where a session ended between the two."""
     table = aim.name.relation(aim.chunks.name)
     rest = compose(
         "coalesce(greatest(pg_stat_get_last_vacuum_time(t.oid), pg_stat_get_last_autovacuum_time(t.oid))"
@@ -112,7 +118,7 @@ def _clear(aim: Aim, dead: str) -> Step:
         BuildIndex(
             _vacuum(aim),
             aim.name.schema,
-            compose("VACUUM (ANALYZE) {table}", table=table),
+            _clearing(aim),
             build_lock(aim.name.schema, _vacuum(aim)),
             pg_index.session_settings(aim, 0, lock_timeout="0"),
             aim.chunks.name,
