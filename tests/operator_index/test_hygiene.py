@@ -79,7 +79,7 @@ class TestWhatIsDecided:
             (world(dead=900, live=10), SPEC),
             (world(dead=2000, live=10_000), SPEC),
             (world(), spec(suspend=True)),
-            (with_relation(world(), "g1_chunks", dead=9000, vacuumed_at=NOW - timedelta(minutes=2)), SPEC),
+            (with_relation(world(), "g1_chunks", vacuumed_at=NOW - timedelta(minutes=2)), SPEC),
             (world(locks=frozenset({build_lock(PLACE, VECTOR)})), SPEC),
             (world(locks=frozenset({build_lock(PLACE, "g1_chunks")})), SPEC),
             (world(**live("another")), SPEC),
@@ -99,8 +99,13 @@ class TestWhatIsDecided:
     def test_when_nothing_is_done(self, seen: IndexWorld, of: PolarisIndexSpec) -> None:
         assert tended(seen, of) == []
 
+    def test_rows_deleted_since_a_vacuum_of_a_moment_ago_count(self) -> None:
+        just = {"vacuumed_at": NOW - timedelta(minutes=2), "changed": 9000}
+
+        assert tended(with_relation(world(), "g1_chunks", **just))
+
     def test_it_is_not_done_over_again_by_a_plan_that_comes_late(self) -> None:
-        for one, condition in ((world(), "pg_relation_size"), (world(size=FRESH), "last_vacuum_time")):
+        for one, condition in ((world(), "pg_relation_size"), (world(size=FRESH), "pg_stat_get_dead_tuples")):
             (step,) = tended(one)
             assert isinstance(step.action, BuildIndex)
             assert any(condition in guard for guard in step.action.guards)

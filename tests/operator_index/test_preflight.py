@@ -11,13 +11,13 @@ from polaris.spec import Embedding, VectorIndex
 from polaris_cli.up.postgres import LocalPostgres
 from polaris_operator.plan.preflight import graph_bytes, index_bytes
 
-ROWS = 1600
+ROWS = 2200
 
 
 @pytest.mark.postgres
 @pytest.mark.parametrize(
     ("dimension", "kind", "m"),
-    [(8, "halfvec", 16), (32, "halfvec", 8), (384, "vector", 32)],
+    [(8, "halfvec", 16), (32, "halfvec", 8), (128, "vector", 32)],
 )
 def test_what_a_graph_takes_in_memory_and_on_disk_is_known(
     postgres: LocalPostgres, dimension: int, kind: str, m: int

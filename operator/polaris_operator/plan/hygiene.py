@@ -29,7 +29,7 @@ a dead neighbour, so VACUUM would touch nearly all of them."""
 DEAD_ROWS = 1000
 """With fewer, VACUUM takes a moment."""
 VACUUM_AGAIN_SECONDS = 600
-"""Rows that an old transaction may still see outlive a VACUUM."""
+"""Rows that an old transaction may still see outlive a VACUUM: they alone are no reason for another one."""
 _SIZE, _SIZE_BYTES = 1.15, 8 * 8192
 """An index so much larger than what its live rows need has others in it; fresh ones are within 5 %."""
 
@@ -50,15 +50,19 @@ def tend(aim: Aim, wanted: Wanted | None, now: datetime) -> Progress:
     if pg_index.is_waiting(aim.world.failures.get(name), now):
         return Progress((), None, LOOK_AGAIN_SECONDS)
     dead = f"{relation.dead} of {relation.live + relation.dead} rows are deleted"
-    step = _reindex(aim, wanted, relation, dead) if stale else _clear(aim, dead)
+    step = _reindex(aim, wanted, relation, dead) if stale else _clear(aim, relation, dead)
     return Progress(look_again_seconds=LOOK_AGAIN_SECONDS, aside=(step,))
 
 
 def _is_due(relation: Relation, now: datetime) -> bool:
-    rested = relation.vacuumed_at is None or now - relation.vacuumed_at >= timedelta(
-        seconds=VACUUM_AGAIN_SECONDS
-    )
-    return relation.dead >= max(DEAD_ROWS, DEAD_SHARE * (relation.live + relation.dead)) and rested
+    last = relation.vacuumed_at
+    rested = last is None or now - last >= timedelta(seconds=VACUUM_AGAIN_SECONDS)
+    many = _many(relation)
+    return relation.dead >= many and (rested or relation.changed >= many)
+
+
+def _many(relation: Relation) -> int:
+    return max(DEAD_ROWS, int(DEAD_SHARE * (relation.live + relation.dead)))
 
 
 def _largest(aim: Aim, relation: Relation) -> int:
@@ -99,18 +103,13 @@ def _clearing(aim: Aim) -> Sql:
     return compose("VACUUM (ANALYZE) {table}", table=aim.name.relation(aim.chunks.name))
 
 
-def _clear(aim: Aim, dead: str) -> Step:
+def _clear(aim: Aim, relation: Relation, dead: str) -> Step:
     """Return the step for where a session ended between the two."""
     table = aim.name.relation(aim.chunks.name)
-    rest = compose(
-        "coalesce(greatest(pg_stat_get_last_vacuum_time(t.oid), pg_stat_get_last_autovacuum_time(t.oid))"
-        " < now() - make_interval(secs => {seconds}), true)",
-        seconds=VACUUM_AGAIN_SECONDS,
-    )
     undone = compose(
-        "EXISTS (SELECT FROM pg_class t WHERE t.oid = to_regclass({table}) AND {rest})",
+        "pg_stat_get_dead_tuples(to_regclass({table})) >= {many}",
         table=literal(table),
-        rest=rest,
+        many=_many(relation),
     )
     return Step(
         Reason.INDEX_DECAYED,
@@ -122,6 +121,6 @@ def _clear(aim: Aim, dead: str) -> Step:
             build_lock(aim.name.schema, _vacuum(aim)),
             pg_index.session_settings(aim, 0, lock_timeout="0"),
             aim.chunks.name,
-            (aim.guard, Sql(undone)),
+            (aim.guard, undone),
         ),
     )

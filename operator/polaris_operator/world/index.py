@@ -180,6 +180,8 @@ class Relation:
     """Rows, and"""
     dead: int = 0
     """rows that were deleted and not vacuumed yet, as PostgreSQL has counted them since it was started."""
+    changed: int = 0
+    """Rows written or deleted since it was analyzed last."""
     vacuumed_at: datetime | None = None
     """When it was vacuumed last, by anybody."""
     depends_on: frozenset[str] = frozenset()
