@@ -133,6 +133,19 @@ class CredentialStatus(Part):
     """Consumers that still use a login which was replaced longer ago than its overlap: at most 10."""
 
 
+class DeletedStatus(Part):
+    """An index that was deleted, and can still be had back."""
+
+    index: str
+    """Namespace and name of its object."""
+    id: str
+    """What the annotation `polaris.dev/adopt` names to have it back."""
+    deleted_at: datetime
+    """When it was deleted."""
+    drop_after: datetime
+    """When it is dropped."""
+
+
 class DatabaseStatus(Part):
     """What is known of a PolarisDatabase."""
 
@@ -150,6 +163,8 @@ class DatabaseStatus(Part):
     """The last migration that was applied."""
     indexes: int | None = None
     """Indexes in this database."""
+    deleted: list[DeletedStatus] = []
+    """Indexes that were deleted and can still be had back, those that are dropped first before the others."""
     credentials: list[CredentialStatus] = []
     """The logins of service and workers."""
 

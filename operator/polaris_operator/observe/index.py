@@ -55,17 +55,22 @@ SELECT DISTINCT provider, model, revision, dimension FROM polaris.models
 WHERE reported_at > now() - make_interval(secs => :timeout)
 """)
 
-_INDEX_COLUMNS = """
+_INDEX_COLUMNS = Sql("""
 SELECT i.id, i.installation_id, n.name AS installation_name, i.namespace, i.name, i.uid, i.state,
   i.deletion_policy, i.schema_name, i.spec, i.object_generation, i.serving, i.updated_at,
-  i.last_generation
+  i.last_generation, i.released_at, i.drop_after, {logins} AS logins
 FROM polaris.indexes i JOIN polaris.installations n ON n.id = i.installation_id
-"""
-_ROWS = text(f"""{_INDEX_COLUMNS}
+""")
+_ROWS = text(f"""{compose(_INDEX_COLUMNS, logins=Sql("false"))}
 WHERE i.id = ANY(CAST(:numbers AS integer[])) OR (i.namespace, i.name) IN
   (SELECT * FROM unnest(CAST(:namespaces AS text[]), CAST(:names AS text[])))
 """)  # noqa: S608  a constant of ours
-_OWN_ROWS = text(_INDEX_COLUMNS + "WHERE i.installation_id = :installation ORDER BY i.id")
+_OWN_LOGINS = Sql(
+    "EXISTS (SELECT FROM polaris.credentials c WHERE c.owner = 'index/' || i.id AND c.state <> 'revoked')"
+)
+_OWN_ROWS = text(
+    f"{compose(_INDEX_COLUMNS, logins=_OWN_LOGINS)} WHERE i.installation_id = :installation ORDER BY i.id"
+)
 
 _LOADS = text("""
 SELECT i.namespace, i.name FROM polaris.indexes i
@@ -293,6 +298,9 @@ def _index_row(row: Mapping[Any, Any]) -> IndexRow:
         serving=row["serving"],
         updated_at=row["updated_at"],
         last_generation=row["last_generation"],
+        released_at=row["released_at"],
+        drop_after=row["drop_after"],
+        logins=row["logins"],
     )
 
 
