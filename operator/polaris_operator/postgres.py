@@ -40,6 +40,7 @@ from polaris.errors import (
 )
 from polaris.spec import TlsMode
 from polaris.sql import Sql, compose, identifier, literal
+from polaris.status import Reason
 from polaris.telemetry import logger
 from polaris_operator import bootstrap, sessions
 from polaris_operator.steps import BuildIndex, ExecuteAlone
@@ -364,7 +365,7 @@ class Postgres:
             late = isinstance(error, Conflict)
             message = " ".join(str(error).split()) + (self._in_the_way(action) if late else "")
             count = failed.count + 1 if failed and failed.late == late else 1
-            self.failures[which] = BuildFailure(message, datetime.now(UTC), count, late)
+            self.failures[which] = BuildFailure(message, datetime.now(UTC), count, late, _why_failed(error))
             log.warning("build failed", schema=action.schema, index=action.index, error=message)
         else:
             self.failures.pop(which, None)
@@ -609,6 +610,18 @@ def _translate(error: exc.DBAPIError) -> PolarisError:
         refused = any(words in said for words in _REFUSALS)
         return DatabaseRefused(said) if refused else DatabaseUnavailable(said)
     return Refused(f"PostgreSQL's driver refuses with {type(error.orig).__name__}")
+
+
+def _why_failed(error: Exception) -> Reason:
+    """Return what a build lacked, where PostgreSQL says so."""
+    cause = error.__cause__
+    state = _sqlstate(cause) if isinstance(cause, exc.DBAPIError) else None
+    if state == psycopg2.errorcodes.OUT_OF_MEMORY:
+        return Reason.OUT_OF_MEMORY
+    if state != psycopg2.errorcodes.DISK_FULL:
+        return Reason.BUILD_FAILED
+    # Memory that processes share is a file in /dev/shm, of this name in any language.
+    return Reason.SHARED_MEMORY_TOO_SMALL if '"/PostgreSQL.' in str(error) else Reason.DISK_FULL
 
 
 def _spelled(state: str) -> str:

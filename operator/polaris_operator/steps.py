@@ -203,6 +203,15 @@ Action: TypeAlias = (
 
 
 @dataclass(frozen=True)
+class Hindrance:
+    """What will make a step slower than it need be."""
+
+    reason: Reason
+    message: str
+    """With what to do about it."""
+
+
+@dataclass(frozen=True)
 class Step:
     """One thing to do, and why."""
 
@@ -213,6 +222,8 @@ class Step:
     """Whether it removes what can't be made again from the stored documents."""
     told: bool = False
     """Whether the sentence becomes an Event, once it is done: somebody will want to know."""
+    hindrances: tuple[Hindrance, ...] = ()
+    """They become Warnings when the step is taken."""
 
 
 @dataclass(frozen=True)

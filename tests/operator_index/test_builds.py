@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from typing import Any
 
 import psycopg2
 import pytest
@@ -11,6 +12,7 @@ from operator_index.place import Place, index_manifest, said_of
 from operator_index.watch import builds, eventually, held_up, started, the_build, valid, vector_index
 from parts import servers
 from polaris.status import Reason
+from polaris_cli.up.postgres import LocalPostgres
 from polaris_operator.objects import Key
 from polaris_operator.steps import BuildIndex
 from polaris_operator.world.index import build_lock
@@ -140,6 +142,47 @@ def test_a_build_that_keeps_failing_says_so_and_is_not_tried_at_once(here: Place
     assert "canceling statement" in said_of(status, "Ready")["message"]
     assert said_of(status, "Serving")["status"] == "True"
     assert builds(here) == []
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"), [("53100", Reason.DISK_FULL), ("53200", Reason.OUT_OF_MEMORY)], ids=str
+)
+def test_what_a_build_lacked_is_said(here: Place, state: str, reason: Reason) -> None:
+    key = here.ready()
+    here.fill(key, ROWS)
+    here.sql(
+        "CREATE FUNCTION public.lack() RETURNS event_trigger LANGUAGE plpgsql AS"
+        f" $$BEGIN RAISE 'there is none left' USING ERRCODE = '{state}'; END$$;"
+        "CREATE EVENT TRIGGER lack ON ddl_command_start WHEN TAG IN ('CREATE INDEX')"
+        " EXECUTE FUNCTION public.lack()"
+    )
+    here.put(index_manifest(index=OTHER))
+
+    status = here.until(key, lambda said: said_of(said, "Ready")["reason"] == reason)
+
+    assert "there is none left" in said_of(status, "Ready")["message"]
+    assert said_of(status, "Serving")["status"] == "True"
+
+
+def test_where_shared_memory_is_too_small_it_is_built_at_once_without_workers(
+    here: Place, postgres: LocalPostgres
+) -> None:
+    key = here.ready()
+    here.fill(key, ROWS)
+    # However small the table is; and no machine has so much memory for processes to share.
+    here.sql(f"ALTER TABLE {here.schema(key)}.g1_chunks SET (parallel_workers = 1)")
+    here.put(index_manifest(index=OTHER, build={"maintenanceWorkMem": "1900Gi"}))
+    seen: set[str] = set()
+
+    def holds(said: dict[str, Any]) -> bool:
+        seen.add(said_of(said, "Ready")["reason"])
+        return bool(said_of(said, "Ready")["status"] == "True")
+
+    since = postgres.log_file.stat().st_size
+    here.until(key, holds)
+
+    assert postgres.log_file.read_bytes()[since:].count(b'segment "/PostgreSQL.') >= 1
+    assert seen <= {Reason.BUILDING_INDEX, Reason.READY, Reason.INDEX_REPLACED}
 
 
 def test_an_edit_that_makes_a_build_useless_ends_it(here: Place) -> None:

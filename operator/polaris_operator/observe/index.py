@@ -38,7 +38,12 @@ from polaris_operator.world.index import (
     Verified,
 )
 
-_BASE = text("""
+OLD_TRANSACTION_SECONDS = 600
+"""A transaction that has been open for so long is told of before a build begins that will wait for it."""
+
+_BASE = text(
+    compose(
+        """
 SELECT c.id AS catalog, current_database() AS database, now() AS now,
   s.last_value + CAST(s.is_called AS integer) AS next_number,
   EXISTS (SELECT FROM pg_roles WHERE rolname = :issuer) AS issuer,
@@ -46,9 +51,18 @@ SELECT c.id AS catalog, current_database() AS database, now() AS now,
   (SELECT query_url FROM polaris.consumers
    WHERE kind = 'query' AND query_url IS NOT NULL
      AND reported_at > now() - make_interval(secs => :timeout)
-   ORDER BY reported_at DESC, id LIMIT 1) AS query_url
+   ORDER BY reported_at DESC, id LIMIT 1) AS query_url,
+  -- CONCURRENTLY waits for no other build, and for no VACUUM.
+  (SELECT {session} FROM pg_stat_activity a
+   WHERE a.datname = current_database() AND a.backend_type = 'client backend'
+     AND a.xact_start < now() - make_interval(secs => :old) AND a.application_name !~ {builds}
+   ORDER BY a.xact_start, a.pid LIMIT 1) AS old_transaction
 FROM polaris.catalog c CROSS JOIN polaris.indexes_id_seq s
-""")
+""",
+        session=sessions.told("a"),
+        builds=sessions.BUILDS,
+    )
+)
 
 _MODELS = text("""
 SELECT DISTINCT provider, model, revision, dimension FROM polaris.models
@@ -252,7 +266,8 @@ def _worlds(
     waits = {row.key: tuple(row.waits_for) for row in held if row.waits_for}
     builds = _builds(connection, locks)
     timeout = {"timeout": CONSUMER_TIMEOUT_SECONDS}
-    base = connection.execute(_BASE, {**timeout, "issuer": names.ISSUER_ROLE}).mappings().one()
+    about = {**timeout, "issuer": names.ISSUER_ROLE, "old": OLD_TRANSACTION_SECONDS}
+    base = connection.execute(_BASE, about).mappings().one()
     models = frozenset(Model(**row) for row in connection.execute(_MODELS, timeout).mappings())
     generations = _generations(connection, [row.number for row in rows])
     bare = {claim: _bare(claim, rows, base, installation=installation, models=models) for claim in claims}
@@ -346,6 +361,7 @@ def _bare(
         public_connects=base["public_connects"],
         models=models,
         query_url=base["query_url"],
+        old_transaction=base["old_transaction"],
     )
 
 

@@ -17,7 +17,7 @@ from polaris import layout, names
 from polaris.sql import Sql, compose, join, literal
 from polaris.status import Reason
 from polaris_operator.plan.aim import Aim
-from polaris_operator.steps import Blocked, BuildIndex, ExecuteAlone, Step
+from polaris_operator.steps import Blocked, BuildIndex, ExecuteAlone, Hindrance, Step
 from polaris_operator.world.index import Build, BuildFailure, IndexSeen, build_lock
 
 LOOK_AGAIN_SECONDS = 5.0
@@ -52,6 +52,8 @@ class Wanted:
     index: layout.Index
     right: Callable[[IndexSeen], bool]
     reason: Reason = Reason.INDEX_MISSING
+    hindrances: Callable[[bool], tuple[Hindrance, ...]] = lambda _: ()
+    """What will make its build slow; of one beside writers, or not."""
 
     @property
     def name(self) -> str:
@@ -149,8 +151,11 @@ def build(
     failure = aim.world.failures.get(wanted.name)
     if failure is not None and (wait := _retry_in(failure, now)) > 0:
         return Progress(dead, build_failed(wanted.name, failure), wait)
-    step = Step(wanted.reason, sentence, _build_action(aim, wanted, failure, together_with))
-    message = f"{wanted.name} is being built"
+    hindered = wanted.hindrances(together_with is None)
+    step = Step(
+        wanted.reason, sentence, _build_action(aim, wanted, failure, together_with), hindrances=hindered
+    )
+    message = "; ".join([f"{wanted.name} is being built", *(one.message for one in hindered)])
     return Progress((*dead, step), Blocked(Reason.BUILDING_INDEX, message, stalled=False), LOOK_AGAIN_SECONDS)
 
 
@@ -192,6 +197,8 @@ def session_settings(aim: Aim, parallel: int, *, lock_timeout: str) -> dict[str,
 
 
 def _retry_in(failure: BuildFailure, now: datetime) -> float:
+    if failure.reason == Reason.SHARED_MEMORY_TOO_SMALL and failure.count == 1:
+        return 0.0  # Without workers it needs none.
     longest = _LAST_LATE_SECONDS if failure.late else _LAST_RETRY_SECONDS
     pause = min(_FIRST_RETRY_SECONDS * 2.0 ** min(failure.count - 1, 16), longest)
     return math.ceil((failure.at + timedelta(seconds=pause) - now).total_seconds())
@@ -211,7 +218,7 @@ def build_failed(index: str, failure: BuildFailure) -> Blocked:
         message = f"{index} waits to be built (tried {failure.count} times): {failure.message}"
         return Blocked(Reason.BUILDING_INDEX, message, stalled=False)
     return Blocked(
-        Reason.BUILD_FAILED,
+        failure.reason,
         f"the build of {index} failed ({failure.count} in a row): {failure.message}",
         stalled=failure.count >= _FAILURES_UNTIL_STALLED,
     )

@@ -1,13 +1,15 @@
 """What a build of a vector index will need, and what would hold it up: asked before its first byte.
 
-Pure: from figures that PostgreSQL's catalogs tell. What SQL alone cannot tell (room on the disk, the size
-of /dev/shm) is told by the way in which a build fails, see `docs/limits.md`.
+Pure: from figures that PostgreSQL's catalogs tell. What SQL alone cannot tell is told by the way in which
+a build fails: shared memory in its first moment, before it reads a row, and room on the disk.
 """
 
 from __future__ import annotations
 
 from polaris import names
 from polaris.spec import Embedding, PolarisIndexSpec, VectorIndex, VectorType
+from polaris.status import Reason
+from polaris_operator.steps import Hindrance
 from polaris_operator.world.index import GenerationRow, IndexWorld
 
 # Measured in pgvector 0.8.6, by the number of tuples at which it says that the graph no longer fits:
@@ -36,6 +38,34 @@ def fitting(world: IndexWorld, spec: PolarisIndexSpec, generation: GenerationRow
     embedding = Embedding.model_validate(generation.embedding)
     needed = graph_bytes(relation.rows if relation else 0, embedding, spec.index)
     return min(1.0, memory_bytes(spec) / needed) if needed else 1.0
+
+
+def hindrances(
+    rows: int, spec: PolarisIndexSpec, old_transaction: str | None, *, concurrently: bool
+) -> tuple[Hindrance, ...]:
+    """Return what will make the build of a vector index slow: it is begun all the same.
+
+    `old_transaction` tells whose it is; only a build beside writers waits for it.
+    """
+    found = []
+    needed, given = graph_bytes(rows, spec.embedding, spec.index), memory_bytes(spec)
+    if needed > given:
+        message = (
+            f"the graph of {rows} rows takes {_mebibytes(needed)} MiB, and build.maintenanceWorkMem is"
+            f" {spec.build.maintenance_work_mem}: from the {rows * given // needed}th row on each takes about"
+            " three times as long"
+        )
+        found.append(Hindrance(Reason.MEMORY_TOO_SMALL, message))
+    if concurrently and old_transaction is not None:
+        message = (
+            f"at its end it will wait for {old_transaction}: end that session, if it should not be there"
+        )
+        found.append(Hindrance(Reason.OLD_TRANSACTION, message))
+    return tuple(found)
+
+
+def _mebibytes(size: int) -> int:
+    return -(-size // (1 << 20))
 
 
 # pgvector's tuples on disk: an element with its vector, and its neighbours, on one page where they fit.

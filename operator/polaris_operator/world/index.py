@@ -9,6 +9,7 @@ from typing import Any, Literal
 from uuid import UUID
 
 from polaris import names
+from polaris.status import Reason
 from polaris_operator.world.credentials import CredentialsWorld
 
 BEHIND_LIMIT = 1000
@@ -252,6 +253,7 @@ class BuildFailure:
     """In a row."""
     late: bool = False
     """Whether it only did not get its lock in time: others work with the table."""
+    reason: Reason = Reason.BUILD_FAILED
 
 
 @dataclass(frozen=True)
@@ -290,6 +292,8 @@ class IndexWorld:
     """The last sequence given out; None where the clock has no row."""
     canary: str | None = None
     """Index that the planner chooses for a nearest-neighbour query; None: none, or not asked."""
+    old_transaction: str | None = None
+    """Whose has been open for longest in this database, where that is long."""
     failures: Mapping[str, BuildFailure] = field(default_factory=dict)
     """By the name of the index."""
 
