@@ -300,10 +300,13 @@ def _point(case: _Case, aim: Aim) -> list[Step]:
 
 
 def _write_spec(resource: Resource, aim: Aim) -> Sql:
+    # Without defaults: a field that a new version brings is then no matter to replicas of the old one
+    # until somebody uses it. They refuse what they do not know, and would serve no index at all.
+    spec = aim.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     return compose(
         "UPDATE polaris.indexes SET spec = {spec}, object_generation = {generation}, serving = {serving},"
         " updated_at = now() WHERE id = {number}",
-        spec=json_literal(aim.spec),
+        spec=json_literal(spec),
         generation=resource.generation,
         serving=aim.number,
         number=aim.name.number,
