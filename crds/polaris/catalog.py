@@ -74,7 +74,7 @@ class Catalog(Base):
     """Eight hexadecimal digits; part of the names of all roles."""
     oldest_code: Mapped[int]
     """The lowest `polaris.CATALOG_LEVEL` that may use this catalog."""
-    level: Mapped[int] = mapped_column(server_default=text("3"))
+    level: Mapped[int] = mapped_column(server_default=text("4"))
     """The number of the newest migration; code whose `polaris.CATALOG_LEVEL` is higher waits for its own."""
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
@@ -136,6 +136,8 @@ class Index(Base):
     last_generation: Mapped[int] = mapped_column(server_default=text("1"))
     """The highest number that a generation ever had: none is given twice, as callers name them."""
     released_at: Mapped[datetime | None]
+    drop_after: Mapped[datetime | None]
+    """Where a released index goes: when. It then bears a name that no object has (`polaris.names`)."""
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
     updated_at: Mapped[datetime] = mapped_column(server_default=NOW)
 

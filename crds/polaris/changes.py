@@ -46,6 +46,7 @@ EFFECTS: dict[str, Effect] = {
     "drift": Effect.IN_PLACE,
     "deletionPolicy": Effect.IN_PLACE,
     "deletionDeadlineSeconds": Effect.IN_PLACE,
+    "undeleteSeconds": Effect.IN_PLACE,
     "suspend": Effect.IN_PLACE,
     "access": Effect.IN_PLACE,
 }

@@ -86,6 +86,26 @@ def index_schema(index: int, name: str) -> str:
     return bounded(f"polaris_i{index}_{slug(name)}")
 
 
+def tombstone_name(name: str, index: int) -> str:
+    """Name of an index that was deleted and can still be had back: one that no object has."""
+    return f"{name}@{index}"
+
+
+def tombstone_schema(schema: str) -> str:
+    """Schema of an index that was deleted and can still be had back; as long as it was."""
+    return re.sub(r"^polaris_i(?=[0-9])", "deleted_i", schema)
+
+
+def living_schema(schema: str) -> str:
+    """Schema of an index before it was deleted."""
+    return re.sub(r"^deleted_i(?=[0-9])", "polaris_i", schema)
+
+
+def living_name(name: str) -> str:
+    """Name of an index before it was deleted."""
+    return name.partition("@")[0]
+
+
 def chunks_table(generation: int) -> str:
     """Table of one generation's chunks and their vectors."""
     return f"g{generation}_chunks"

@@ -261,6 +261,8 @@ class PolarisDatabaseSpec(Part):
         Field(max_length=256),
     ] = []
     """Namespaces whose indexes may use it; empty: its own only; ["*"]: all."""
+    deletion_deadline_seconds: Annotated[int, Field(ge=1, le=86400)] = 600
+    """How long the object, once deleted and with no index in it, waits for its logins to be revoked."""
 
     transitions: ClassVar[tuple[Transition, ...]] = (
         Transition(
@@ -498,6 +500,9 @@ class PolarisIndexSpec(Part):
     """Whether documents and vectors stay when the object is deleted."""
     deletion_deadline_seconds: Annotated[int, Field(ge=1, le=86400)] = 600
     """With Delete: how long the object waits for its data to be gone."""
+    undelete_seconds: Annotated[int, Field(ge=0, le=2592000)] = 259200
+    """With Delete: how long the data is kept aside, out of everybody's reach, so that a mistake can be
+    undone; three days, as a weekend is longer than one. 0: it is gone before the object is."""
     suspend: bool = False
     """true: the database is not changed, only logins are rotated; when the object is deleted, data stays."""
     access: Annotated[

@@ -132,6 +132,19 @@ class CredentialStatus(Part):
     """Consumers that still use a login which was replaced longer ago than its overlap: at most 10."""
 
 
+class DeletedStatus(Part):
+    """An index that was deleted, and can still be had back."""
+
+    index: str
+    """Namespace and name of its object."""
+    id: str
+    """What the annotation `polaris.dev/adopt` names to have it back."""
+    deleted_at: datetime
+    """When it was deleted."""
+    drop_after: datetime
+    """When it is dropped."""
+
+
 class DatabaseStatus(Part):
     """What is known of a PolarisDatabase."""
 
@@ -149,6 +162,8 @@ class DatabaseStatus(Part):
     """The last migration that was applied."""
     indexes: int | None = None
     """Indexes in this database."""
+    deleted: list[DeletedStatus] = []
+    """Indexes that were deleted and can still be had back, those that are dropped first before the others."""
     credentials: list[CredentialStatus] = []
     """The logins of service and workers."""
 
@@ -182,15 +197,21 @@ class CandidateStatus(Part):
     phase: str
     """PostgreSQL's word for what the build does."""
     progress: str
-    """Share done, such as 61%."""
+    """Share of the whole that is done, such as 61%."""
     done: int
-    """Tuples or blocks done."""
+    """Blocks (or tuples) of the present phase done; documents, where a generation is filled."""
     total: int
     """Of how many."""
     estimated_completion: Timestamp | None = None
     """When it is thought to be done."""
     blocked_by: str = ""
-    """Who it waits for."""
+    """Who it waits for: whose sessions, by which program, and since when their transactions are open."""
+    observed_at: Timestamp | None = None
+    """When these figures were read."""
+    pace_since: Timestamp | None = None
+    """Since when the pace is measured that the estimate goes by: of this phase only."""
+    pace_from: int = 0
+    """How much was done then."""
 
 
 class PreviousStatus(Part):

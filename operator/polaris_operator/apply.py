@@ -71,6 +71,8 @@ def apply(steps: Sequence[Step], doors: Doors, resource: Resource) -> Resource:
             resource = doors.objects.set_finalizer(resource, present=step.action.present)
         else:
             _carry_out(step.action, doors, resource)
+        if step.told:
+            doors.objects.event(resource, step.reason.value, step.sentence, warning=False)
         STEPS.labels(type(step.action).__name__, step.reason.value).inc()
     return resource
 

@@ -1,4 +1,4 @@
-"""Takes care of indexes whose objects are gone: released, or removed where the object said so.
+"""Takes care of indexes whose objects are gone: released, or put aside and removed in time.
 
 Nothing is done about an object that merely was not seen: the listing has to be complete, and the
 namespace one that this installation watches.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from sqlalchemy import text
+
 from polaris.errors import PolarisError
 from polaris.telemetry import logger
 from polaris_operator.apply import apply
@@ -16,8 +18,9 @@ from polaris_operator.objects import Key, Resource, database_of
 from polaris_operator.observe.credentials import gather_credentials
 from polaris_operator.observe.index import gather_own, gather_row
 from polaris_operator.plan.credentials import plan_credentials
-from polaris_operator.plan.deletion import forget_vault_role, plan_collection
+from polaris_operator.plan.deletion import forget_vault_role, needs_collecting, plan_collection
 from polaris_operator.plan.naming import ledger_owner
+from polaris_operator.steps import Step
 from polaris_operator.world.index import IndexRow
 
 log = logger(__name__)
@@ -32,11 +35,13 @@ def collect(_: Resource, doors: Doors, now: datetime) -> float | None:
     """
     with doors.postgres.read() as connection:
         catalog, rows = gather_own(connection, doors.process.installation)
+        there: datetime = connection.execute(text("SELECT now()")).scalar_one()
     resisting = False
     for row in rows:
-        if _is_orphan(row, catalog, doors):
+        wanted, due = needs_collecting(row, rows, there)
+        if (wanted and doors.objects.watches(row.namespace)) or _is_orphan(row, catalog, doors):
             try:
-                _collect(row, doors, now)
+                _collect(row, doors, now, due=due)
             except PolarisError as error:
                 resisting = True
                 log.warning("not collected", index=f"{row.namespace}/{row.name}", error=str(error))
@@ -76,15 +81,16 @@ def _is_orphan(row: IndexRow, catalog: str, doors: Doors) -> bool:
     return is_orphan(row, catalog, found, doors.database, known=known)
 
 
-def _collect(row: IndexRow, doors: Doors, now: datetime) -> None:
-    """Carry out what becomes of one index; raise what the doors raise."""
+def _collect(row: IndexRow, doors: Doors, now: datetime, *, due: bool) -> None:
+    """Carry out what becomes of one index; raise what the doors raise. `due`: a tombstone's time is over."""
     gone = Resource(Key("PolarisIndex", row.namespace, row.name), row.uid, row.object_generation, "", {})
     with doors.postgres.read() as connection:
         world = gather_row(connection, doors.process.installation, row)
     credentials = gather_credentials(doors, gone, ledger_owner(world.number), (), now)
-    logins = plan_credentials((), credentials, now)
-    if logins.blocked is not None:
-        log.warning("not collected", index=str(gone.key), error=logins.blocked.message)
-        return
-    roles = forget_vault_role(world) if credentials.vault is not None else ()
-    apply(plan_collection(world, row, logins=(*logins.steps, *roles)).steps, doors, gone)
+    planned = plan_credentials((), credentials, now)
+    logins: tuple[Step, ...] | None = None
+    if planned.blocked is None:
+        logins = (*planned.steps, *(forget_vault_role(world) if credentials.vault is not None else ()))
+    else:
+        log.warning("logins are left", index=str(gone.key), error=planned.blocked.message)
+    apply(plan_collection(world, row, now, logins=logins, due=due).steps, doors, gone)

@@ -11,6 +11,7 @@ PROGRAM = "polaris-operator"
 """The name of a session of an operator that has not taken over a catalog yet."""
 BUILDS = literal(f"^{PROGRAM}/[^/]+/build/")
 """The names of sessions that build an index, as a regular expression."""
+_MOMENT = literal('YYYY-MM-DD HH24:MI:SS"Z"')
 
 
 def name(installation: UUID, kind: str, epoch: int, holder: str) -> str:
@@ -50,10 +51,25 @@ def _mark(holder: str) -> str:
 def told(activity: str) -> Sql:
     """Return the expression that tells people of a session, by the alias of `pg_stat_activity`.
 
-    It gives such as `anna (pid 4711, idle in transaction since 09:15:00)`.
+    It gives such as `anna by psql (pid 4711, idle in transaction since 2026-11-23 09:15:00Z)`.
     """
     return compose(
-        "concat(coalesce({a}.usename, {a}.backend_type), ' (pid ', {a}.pid, ', ',"
-        " coalesce({a}.state, 'working'), ' since ', to_char({a}.xact_start, 'HH24:MI:SS'), ')')",
+        "concat(coalesce({a}.usename, {a}.backend_type), ' by ' || nullif({a}.application_name, ''),"
+        " ' (pid ', {a}.pid, ', ', coalesce({a}.state, 'working'),"
+        " ' since ' || to_char({a}.xact_start AT TIME ZONE 'UTC', {format}), ')')",
         a=identifier(activity),
+        format=_MOMENT,
+    )
+
+
+def told_prepared(prepared: str) -> Sql:
+    """Return the expression that tells people of a prepared transaction, by the alias of `pg_prepared_xacts`.
+
+    Nobody's session holds it: it is there until somebody commits it or rolls it back, by its name.
+    """
+    return compose(
+        "concat({p}.owner, ' (prepared transaction ', quote_literal({p}.gid), ' since ',"
+        " to_char({p}.prepared AT TIME ZONE 'UTC', {format}), ')')",
+        p=identifier(prepared),
+        format=_MOMENT,
     )

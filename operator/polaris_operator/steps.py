@@ -206,6 +206,8 @@ class Step:
     action: Action
     destructive: bool = False
     """Whether it removes what can't be made again from the stored documents."""
+    told: bool = False
+    """Whether the sentence becomes an Event, once it is done: somebody will want to know."""
 
 
 @dataclass(frozen=True)

@@ -186,7 +186,7 @@ class Local:
 
     def make_index(self, name: str, **spec: Any) -> str:
         """Put an index's manifest there, and return its path in HTTP once the service serves it."""
-        manifest = index_manifest(name, NAMESPACE, deletionPolicy="Delete", **spec)
+        manifest = index_manifest(name, NAMESPACE, deletionPolicy="Delete", undeleteSeconds=0, **spec)
         _write(self.manifests / f"{name}.yaml", yaml.safe_dump(manifest))
         path = f"/v1/indexes/{NAMESPACE}/{name}"
         wait_for(f"the index {name}", lambda: self.service.serves(path))

@@ -346,7 +346,7 @@ def test_every_part_killed_at_once_comes_back_and_nothing_is_lost(
 
 
 def test_with_delete_nothing_is_left(system: System) -> None:
-    _apply(system, _index_manifest(deletionPolicy="Delete"))
+    _apply(system, _index_manifest(deletionPolicy="Delete", undeleteSeconds=0))
     wait_for(
         "the finalizer",
         lambda: bool(get(system.cluster, "pidx", TEAM, "faq")["metadata"].get("finalizers")),

@@ -178,7 +178,7 @@ def test_whatever_was_damaged_and_whatever_is_asked_for_it_comes_true(
         assert (decided.steps, decided.aside, decided.withheld, decided.blocked) == ((), (), (), None)
         assert comparable(place.fingerprint(key)) == comparable(reference(changes))
     finally:
-        place.put(index_manifest("subject", deletionPolicy="Delete"))
+        place.put(index_manifest("subject", deletionPolicy="Delete", undeleteSeconds=0))
         place.go(key)
         place.remove(key)
         place.until(key, lambda _: place.objects.get(key) is None)

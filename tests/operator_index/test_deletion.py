@@ -13,7 +13,7 @@ from polaris_operator.collector import is_orphan
 from polaris_operator.objects import Key
 from polaris_operator.steps import Step
 
-DELETE: dict[str, Any] = {"deletionPolicy": "Delete"}
+AT_ONCE: dict[str, Any] = {"deletionPolicy": "Delete", "undeleteSeconds": 0}
 ACCESS: dict[str, Any] = {"access": [{"name": "reporting", "secretName": "handbook-reporting"}]}
 
 
@@ -45,7 +45,7 @@ NOTHING: dict[str, Any] = {
 @pytest.mark.postgres
 def test_with_delete_nothing_is_left(any_here: Place) -> None:
     place = any_here
-    key = place.ready(**DELETE, **ACCESS, attributes=[{"name": "at", "type": "datetime"}])
+    key = place.ready(**AT_ONCE, **ACCESS, attributes=[{"name": "at", "type": "datetime"}])
     place.fill(key, 40)
     catalog, schema = place.one("SELECT id FROM polaris.catalog"), place.schema(key)
     assert left_of(place, key, catalog, schema) != NOTHING
@@ -63,7 +63,7 @@ def test_with_delete_a_crash_between_any_two_steps_is_mended(here: Place) -> Non
     key = Key("PolarisIndex", "team", "handbook")
     done = 0
     while True:
-        here.ready(**DELETE, **ACCESS)
+        here.ready(**AT_ONCE, **ACCESS)
         schema = here.schema(key)
         here.remove(key)
         here.objects.look()
@@ -82,9 +82,9 @@ def test_with_delete_a_crash_between_any_two_steps_is_mended(here: Place) -> Non
 
 @pytest.mark.postgres
 def test_with_delete_a_live_build_does_not_stand_in_the_way(here: Place) -> None:
-    key = here.ready(**DELETE)
+    key = here.ready(**AT_ONCE)
     here.fill(key, 4000)
-    here.put(index_manifest(**DELETE, index={"m": 8, "efConstruction": 200}))
+    here.put(index_manifest(**AT_ONCE, index={"m": 8, "efConstruction": 200}))
     here.go(key)
 
     here.remove(key)
@@ -95,7 +95,7 @@ def test_with_delete_a_live_build_does_not_stand_in_the_way(here: Place) -> None
 
 @pytest.mark.postgres
 def test_what_others_built_on_it_stops_the_removal_and_is_named(here: Place) -> None:
-    key = here.ready(**DELETE, deletionDeadlineSeconds=1)
+    key = here.ready(**AT_ONCE, deletionDeadlineSeconds=1)
     schema = here.schema(key)
     here.sql(f"CREATE SCHEMA theirs; CREATE VIEW theirs.report AS SELECT * FROM {schema}.documents")
     here.remove(key)
@@ -150,8 +150,8 @@ def test_an_object_that_went_while_the_operator_was_away_is_noticed(here: Place)
 
 @pytest.mark.postgres
 def test_suspended_a_deleted_index_is_kept_whatever_its_policy(here: Place) -> None:
-    key = here.ready(**DELETE)
-    here.put(index_manifest(**DELETE, suspend=True))
+    key = here.ready(**AT_ONCE)
+    here.put(index_manifest(**AT_ONCE, suspend=True))
     here.go(key)
 
     here.remove(key)
@@ -165,7 +165,7 @@ def test_suspended_a_deleted_index_is_kept_whatever_its_policy(here: Place) -> N
 def test_an_index_that_another_installation_owns_survives_the_deletion_of_its_namesake(here: Place) -> None:
     key = here.ready()
     there = here.neighbour("there")
-    there.put(index_manifest(**DELETE))
+    there.put(index_manifest(**AT_ONCE))
     there.go(key)
 
     there.remove(key)
@@ -180,7 +180,7 @@ def test_an_index_that_another_installation_owns_survives_the_deletion_of_its_na
 def test_an_index_whose_database_led_to_another_server_for_a_while_keeps_its_data(
     here: Place, postgres16: LocalPostgres
 ) -> None:
-    key = here.ready(**DELETE)
+    key = here.ready(**AT_ONCE)
     here.fill(key, 40)
     before, label = here.fingerprint(key), here.resource(key).status["catalog"]
 
@@ -210,13 +210,13 @@ def let_in(place: Place) -> None:
 @pytest.mark.postgres
 @pytest.mark.parametrize(
     "kept",
-    [{"deletionPolicy": "Retain"}, {**DELETE, "suspend": True}],
+    [{"deletionPolicy": "Retain"}, {**AT_ONCE, "suspend": True}],
     ids=["Retain", "Delete and suspended"],
 )
 def test_an_object_that_keeps_its_data_is_held_until_the_catalog_knows(
     here: Place, kept: dict[str, Any]
 ) -> None:
-    key = here.ready(**DELETE)
+    key = here.ready(**AT_ONCE)
     here.fill(key, 40)
     schema = here.schema(key)
     shut_out(here)
@@ -242,7 +242,7 @@ def test_an_object_that_keeps_its_data_is_held_until_the_catalog_knows(
 def test_with_delete_the_object_goes_after_its_deadline_and_its_data_when_the_database_is_back(
     here: Place,
 ) -> None:
-    key = here.ready(**DELETE)
+    key = here.ready(**AT_ONCE)
     shut_out(here)
     here.remove(key)
     here.objects.look()
@@ -260,7 +260,7 @@ def test_with_delete_the_object_goes_after_its_deadline_and_its_data_when_the_da
 
 @pytest.mark.postgres
 def test_after_a_long_absence_the_database_is_asked_before_an_object_is_given_up(here: Place) -> None:
-    key = here.ready(**DELETE)
+    key = here.ready(**AT_ONCE)
     here.remove(key)
     here.objects.look()
     here.age_deletion(key)
@@ -274,7 +274,7 @@ def test_after_a_long_absence_the_database_is_asked_before_an_object_is_given_up
 def test_from_delete_to_retain_a_crash_between_any_two_steps_costs_no_data(here: Place) -> None:
     done = 0
     while True:
-        key = here.ready(**DELETE)
+        key = here.ready(**AT_ONCE)
         here.sql(f"TRUNCATE {here.schema(key)}.stored_documents, {here.schema(key)}.g1_chunks")
         here.fill(key, 40, seed=done + 1)
         here.put(index_manifest())
@@ -290,9 +290,9 @@ def test_from_delete_to_retain_a_crash_between_any_two_steps_costs_no_data(here:
 
 @pytest.mark.postgres
 def test_taken_up_again_an_index_that_was_to_be_deleted_is_the_new_objects(here: Place) -> None:
-    key = here.ready(**DELETE)
+    key = here.ready(**AT_ONCE)
     here.fill(key, 40)
-    here.put(index_manifest(**DELETE, suspend=True))
+    here.put(index_manifest(**AT_ONCE, suspend=True))
     here.go(key)
     here.remove(key)
     here.go()
@@ -320,7 +320,7 @@ def lost_at(place: Place, key: Key, done: int, steps: Sequence[Step]) -> None:
 
 @pytest.mark.postgres
 def test_a_removal_that_has_begun_stops_where_the_object_keeps_its_data_after_all(here: Place) -> None:
-    key = here.ready(**DELETE)
+    key = here.ready(**AT_ONCE)
     here.fill(key, 40)
     schema = here.schema(key)
     here.sql(f"CREATE SCHEMA theirs; CREATE VIEW theirs.report AS SELECT * FROM {schema}.documents")
@@ -338,7 +338,7 @@ def test_a_removal_that_has_begun_stops_where_the_object_keeps_its_data_after_al
 
 @pytest.mark.postgres
 def test_an_object_that_was_never_made_true_goes_at_once(place: Place) -> None:
-    key = place.put(index_manifest(**DELETE))
+    key = place.put(index_manifest(**AT_ONCE))
     place.go()
     place.go()
     assert said_of(dict(place.resource(key).status), "Stalled")["reason"] == Reason.MODEL_UNAVAILABLE

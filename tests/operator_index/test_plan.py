@@ -619,12 +619,21 @@ def test_a_new_generation_of_the_object_with_the_same_spec_is_written_down() -> 
 
 
 def test_the_deletion_policy_is_written_down_whatever_else_waits() -> None:
-    of = spec(embedding=embedding(model="other"), deletionPolicy="Delete", suspend=True)
+    of = spec(embedding=embedding(model="other"), deletionPolicy="Delete")
 
     decided = plan(made(SPEC), of, generation=2)
 
     assert [type(step.action) for step in decided.steps] == [SetFinalizer, Execute]
     assert "deletion_policy = 'Delete'" in text(decided)
+
+
+def test_while_it_is_suspended_the_catalog_says_retain_and_nothing_holds_the_object() -> None:
+    of = spec(deletionPolicy="Delete", suspend=True)
+
+    decided = plan(made(spec(deletionPolicy="Delete")), of, finalizers=(FINALIZER,))
+
+    assert "deletion_policy = 'Retain'" in statements(decided.steps[0].action)
+    assert [step.action for step in decided.steps][1:] == [SetFinalizer(present=False)]
 
 
 def test_the_object_is_held_for_as_long_as_the_catalog_may_say_delete() -> None:
@@ -861,7 +870,7 @@ def test_with_report_a_bulk_load_is_no_drift() -> None:
 # --- deletion
 
 
-DELETE = spec(deletionPolicy="Delete")
+DELETE = spec(deletionPolicy="Delete", undeleteSeconds=0)
 
 
 def deleted(seconds_ago: int = 1, **changes: Any) -> dict[str, Any]:
@@ -914,7 +923,7 @@ def test_after_its_deadline_the_object_goes_and_its_row_says_what_is_left_to_do(
 @pytest.mark.parametrize(
     ("world", "of", "first"),
     [
-        (made(DELETE), spec(deletionPolicy="Delete", suspend=True), [Reason.SPEC_CHANGED]),
+        (made(DELETE), spec(deletionPolicy="Delete", undeleteSeconds=0, suspend=True), [Reason.SPEC_CHANGED]),
         (made(DELETE), SPEC, [Reason.SPEC_CHANGED]),
         (made(SPEC), SPEC, []),
     ],

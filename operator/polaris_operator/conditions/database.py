@@ -6,14 +6,14 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 from polaris.spec import PolarisDatabaseSpec
-from polaris.status import DatabaseStatus, Reason
+from polaris.status import DatabaseStatus, DeletedStatus, Reason
 from polaris_operator.conditions import credentials
 from polaris_operator.conditions.shared import Said, progress, stamped
 from polaris_operator.objects import Resource
 from polaris_operator.plan.database import in_the_way, wanted_logins
 from polaris_operator.steps import Plan
 from polaris_operator.world.credentials import Wanted
-from polaris_operator.world.database import DatabaseWorld
+from polaris_operator.world.database import DatabaseWorld, Tombstone
 
 
 def database_status(
@@ -31,7 +31,14 @@ def database_status(
         catalog=catalog.id if catalog else None,
         catalog_revision=catalog.revision if catalog else None,
         indexes=catalog.indexes if catalog else None,
+        deleted=[_deleted(catalog.id, one) for one in catalog.tombstones] if catalog else [],
         credentials=credentials.lines(wanted, world.credentials, now) if world.credentials else [],
+    )
+
+
+def _deleted(catalog: str, one: Tombstone) -> DeletedStatus:
+    return DeletedStatus(
+        index=one.index, id=f"{catalog}/{one.number}", deleted_at=one.deleted_at, drop_after=one.drop_after
     )
 
 

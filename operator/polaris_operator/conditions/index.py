@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from datetime import datetime, timedelta
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
 
 from polaris import names
 from polaris.spec import PolarisIndexSpec
@@ -23,15 +24,16 @@ from polaris.status import (
     StepStatus,
     VerificationStatus,
 )
-from polaris_operator.conditions import credentials, shared
+from polaris_operator.conditions import credentials, progress, shared
 from polaris_operator.conditions.shared import Said
 from polaris_operator.objects import Resource
 from polaris_operator.plan.index import wanted_logins
 from polaris_operator.plan.ownership import is_own
+from polaris_operator.plan.preflight import fitting
 from polaris_operator.plan.succession import drop_after, filled
 from polaris_operator.steps import Plan, Step, statements
 from polaris_operator.world.credentials import Wanted
-from polaris_operator.world.index import Build, GenerationRow, IndexAndLogins, IndexWorld
+from polaris_operator.world.index import GenerationRow, IndexAndLogins, IndexWorld
 
 _SHOWN_STEPS = 50
 _SHOWN_CHARACTERS = 4000
@@ -59,7 +61,7 @@ def index_status(
         catalog=f"{world.catalog}/{world.row.number}" if ours and world.row else None,
         query_url=_query_url(resource, world),
         active=active(world) if ours else None,
-        candidate=candidate(world) if ours else None,
+        candidate=candidate(world, spec, resource.status) if ours else None,
         previous=previous(spec, world) if ours else None,
         plan=shown_plan(spec, world, plan.withheld),
         verification=verification(world) if ours else None,
@@ -183,13 +185,19 @@ def active(world: IndexWorld) -> ActiveStatus | None:
     )
 
 
-def candidate(world: IndexWorld) -> CandidateStatus | None:
-    """Return how far what is being made is: another generation, or another vector index of the same one."""
+def candidate(
+    world: IndexWorld, spec: PolarisIndexSpec, said: Mapping[str, Any] | None = None
+) -> CandidateStatus | None:
+    """Return how far what is being made is: another generation, or another vector index of the same one.
+
+    `said` is the status before.
+    """
+    before = (said or {}).get("candidate") or {}
     others = (row for row in world.others if row.superseded_at is None)
     successor = max(others, key=lambda row: row.number, default=None)
     if successor is not None:
-        return _made(world, successor) or _filling(world, successor)
-    return _made(world, world.generation) if world.generation else None
+        return _made(world, spec, successor, before) or _filling(world, successor)
+    return _made(world, spec, world.generation, before) if world.generation else None
 
 
 def _filling(world: IndexWorld, generation: GenerationRow) -> CandidateStatus:
@@ -199,10 +207,13 @@ def _filling(world: IndexWorld, generation: GenerationRow) -> CandidateStatus:
     return CandidateStatus(generation=generation.number, phase=phase, progress=share, done=done, total=total)
 
 
-def _made(world: IndexWorld, generation: GenerationRow) -> CandidateStatus | None:
+def _made(
+    world: IndexWorld, spec: PolarisIndexSpec, generation: GenerationRow, before: Mapping[str, Any]
+) -> CandidateStatus | None:
     for build in world.builds:
         if build.table == names.chunks_table(generation.number):
-            return _candidate(generation, build, world.now)
+            fits = fitting(world, spec, generation)
+            return progress.candidate(generation.number, build, world.now, before, fits)
     if generation.state == "serving" or (
         generation is not world.generation and generation.state == "loading"
     ):
@@ -210,22 +221,6 @@ def _made(world: IndexWorld, generation: GenerationRow) -> CandidateStatus | Non
     # Between two builds, or before the first: the state of the load is all there is to say.
     phase = "loading" if generation.state == "loading" else "waiting to be built"
     return CandidateStatus(generation=generation.number, phase=phase, progress="", done=0, total=0)
-
-
-def _candidate(generation: GenerationRow, build: Build, now: datetime) -> CandidateStatus:
-    share = build.done / build.total if build.total else 0.0
-    end = None
-    if build.started_at is not None and 0 < share < 1:
-        end = now + timedelta(seconds=(now - build.started_at).total_seconds() * (1 - share) / share)
-    return CandidateStatus(
-        generation=generation.number,
-        phase=build.phase,
-        progress=f"{int(share * 100)}%" if build.total else "",
-        done=build.done,
-        total=build.total,
-        estimated_completion=end,
-        blocked_by="; ".join(build.blocked_by),
-    )
 
 
 def previous(spec: PolarisIndexSpec, world: IndexWorld) -> PreviousStatus | None:

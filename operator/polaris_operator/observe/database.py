@@ -34,6 +34,7 @@ from polaris_operator.world.database import (
     FenceSeen,
     Group,
     OwnSeen,
+    Tombstone,
 )
 
 _SERVER = text("""
@@ -87,6 +88,11 @@ WHERE x.grantee = 0 OR r.rolname = ANY(:names)
 _INDEXES = text("""
 SELECT namespace || '/' || name AS name, installation_id = :installation AS ours
 FROM polaris.indexes WHERE state <> 'released' ORDER BY 1
+""")
+_TOMBSTONES = text("""
+SELECT id, namespace || '/' || name AS name, released_at, drop_after FROM polaris.indexes
+WHERE installation_id = :installation AND state = 'released' AND drop_after IS NOT NULL
+ORDER BY drop_after, id
 """)
 _OWN = text(
     compose(
@@ -163,6 +169,7 @@ def _catalog(connection: Connection, key: Key, doors: Doors) -> CatalogSeen | No
     catalog = connection.execute(_CATALOG).one()
     fence = connection.execute(_FENCE, {"installation": installation}).one_or_none()
     indexes = connection.execute(_INDEXES, {"installation": installation}).all()
+    tombstones = connection.execute(_TOMBSTONES, {"installation": installation}).all()
     own = connection.execute(_OWN, {"owner": own_owner(key, installation)}).all()
     roles = [names.group_role(catalog.id, purpose) for purpose in PURPOSES]
     return CatalogSeen(
@@ -175,6 +182,10 @@ def _catalog(connection: Connection, key: Key, doors: Doors) -> CatalogSeen | No
         acl=_acl(connection, roles),
         indexes=len(indexes),
         in_use_by=tuple(row.name for row in indexes if row.ours),
+        tombstones=tuple(
+            Tombstone(row.id, names.living_name(row.name), row.released_at, row.drop_after)
+            for row in tombstones
+        ),
         own_logins=tuple(
             OwnSeen(row.id, row.epoch, row.username, row.lease_id, row.builds)
             for row in own

@@ -55,17 +55,22 @@ SELECT DISTINCT provider, model, revision, dimension FROM polaris.models
 WHERE reported_at > now() - make_interval(secs => :timeout)
 """)
 
-_INDEX_COLUMNS = """
+_INDEX_COLUMNS = Sql("""
 SELECT i.id, i.installation_id, n.name AS installation_name, i.namespace, i.name, i.uid, i.state,
   i.deletion_policy, i.schema_name, i.spec, i.object_generation, i.serving, i.updated_at,
-  i.last_generation
+  i.last_generation, i.released_at, i.drop_after, {logins} AS logins
 FROM polaris.indexes i JOIN polaris.installations n ON n.id = i.installation_id
-"""
-_ROWS = text(f"""{_INDEX_COLUMNS}
+""")
+_ROWS = text(f"""{compose(_INDEX_COLUMNS, logins=Sql("false"))}
 WHERE i.id = ANY(CAST(:numbers AS integer[])) OR (i.namespace, i.name) IN
   (SELECT * FROM unnest(CAST(:namespaces AS text[]), CAST(:names AS text[])))
 """)  # noqa: S608  a constant of ours
-_OWN_ROWS = text(_INDEX_COLUMNS + "WHERE i.installation_id = :installation ORDER BY i.id")
+_OWN_LOGINS = Sql(
+    "EXISTS (SELECT FROM polaris.credentials c WHERE c.owner = 'index/' || i.id AND c.state <> 'revoked')"
+)
+_OWN_ROWS = text(
+    f"{compose(_INDEX_COLUMNS, logins=_OWN_LOGINS)} WHERE i.installation_id = :installation ORDER BY i.id"
+)
 
 _LOADS = text("""
 SELECT i.namespace, i.name FROM polaris.indexes i
@@ -167,8 +172,13 @@ SELECT p.pid, n.nspname AS schema, t.relname AS table, x.relname AS index, p.pha
   CASE WHEN p.blocks_total > 0 THEN p.blocks_done ELSE p.tuples_done END AS done,
   CASE WHEN p.blocks_total > 0 THEN p.blocks_total ELSE p.tuples_total END AS total,
   a.query_start AS started_at,
-  (SELECT coalesce(json_agg({session} ORDER BY b.pid), '[]')
-   FROM pg_stat_activity b WHERE b.pid = ANY(pg_blocking_pids(p.pid))) AS blocked_by
+  (SELECT coalesce(json_agg(who.told ORDER BY who.told), '[]') FROM (
+     SELECT {session} AS told FROM pg_stat_activity b WHERE b.pid = ANY(pg_blocking_pids(p.pid))
+     -- A prepared transaction has no process: PostgreSQL calls it 0.
+     UNION ALL SELECT {prepared} FROM pg_prepared_xacts x
+     WHERE 0 = ANY(pg_blocking_pids(p.pid)) AND x.database = current_database()
+       AND EXISTS (SELECT FROM pg_locks l WHERE l.pid IS NULL AND l.relation = p.relid
+         AND l.virtualtransaction = '-1/' || x.transaction)) who) AS blocked_by
 FROM pg_stat_progress_create_index p
 JOIN pg_class t ON t.oid = p.relid
 JOIN pg_namespace n ON n.oid = t.relnamespace
@@ -177,6 +187,7 @@ LEFT JOIN pg_stat_activity a ON a.pid = p.pid
 WHERE p.datname = current_database()
 """,
         session=sessions.told("b"),
+        prepared=sessions.told_prepared("x"),
     )
 )
 
@@ -283,6 +294,9 @@ def _index_row(row: Mapping[Any, Any]) -> IndexRow:
         serving=row["serving"],
         updated_at=row["updated_at"],
         last_generation=row["last_generation"],
+        released_at=row["released_at"],
+        drop_after=row["drop_after"],
+        logins=row["logins"],
     )
 
 

@@ -21,6 +21,7 @@ _CONTROLS = (
     "drift",
     "deletion_policy",
     "deletion_deadline_seconds",
+    "undelete_seconds",
     "suspend",
     "access",
     "change",

@@ -49,8 +49,6 @@ OLDEST_SERVER = 130000
 OLDEST_VECTOR = "0.8.4"
 PURPOSES: tuple[Purpose, ...] = ("query", "worker")
 
-DELETION_SECONDS = 600
-"""How long the deletion of a PolarisDatabase may wait for its logins to be revoked."""
 # Transactions that began with the operator's old login are given so long to end.
 _OLD_LOGIN_SECONDS = 60.0
 _LOOK_AGAIN_SECONDS = 30.0
@@ -75,7 +73,7 @@ class _Case:
 
 def plan_database(resource: Resource, spec: PolarisDatabaseSpec, world: DatabaseWorld, now: datetime) -> Plan:
     """Return what leads from the world to the spec, and what stands in the way."""
-    if (reason := _not_worth_waiting(resource, world, now)) is not None:
+    if (reason := _not_worth_waiting(resource, spec, world, now)) is not None:
         return Plan(_let_go(reason) if FINALIZER in resource.finalizers else ())
     if (blocked := in_the_way(spec, world)) is not None:
         return Plan(blocked=blocked, look_again_seconds=_LOOK_AGAIN_SECONDS)
@@ -90,11 +88,13 @@ def plan_database(resource: Resource, spec: PolarisDatabaseSpec, world: Database
     return _plan_in_use(case) if catalog.in_use_by else _plan_deletion(case)
 
 
-def _not_worth_waiting(resource: Resource, world: DatabaseWorld, now: datetime) -> str | None:
+def _not_worth_waiting(
+    resource: Resource, spec: PolarisDatabaseSpec, world: DatabaseWorld, now: datetime
+) -> str | None:
     if resource.deleted_at is None or (world.catalog is not None and world.catalog.in_use_by):
         return None
-    if now >= resource.deleted_at + timedelta(seconds=DELETION_SECONDS):
-        return f"{DELETION_SECONDS} seconds have passed"
+    if now >= resource.deleted_at + timedelta(seconds=spec.deletion_deadline_seconds):
+        return f"{spec.deletion_deadline_seconds} seconds have passed"
     return "nothing was made for it" if world.catalog is None and not world.missing else None
 
 

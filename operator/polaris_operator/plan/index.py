@@ -65,6 +65,9 @@ def plan_index(
     decision = decide(resource, spec, world)
     if decision.blocked is not None and decision.blocked.reason == Reason.CATALOG_TOO_NEW:
         return Plan((), (), decision.blocked, _NOT_OURS_SECONDS)
+    if claim is not None and ownership.changes_hands(claim):
+        held = Plan((), (claim,), _suspended((claim,), None), _NOT_OURS_SECONDS)
+        return held if spec.suspend else Plan((claim,))
     number = world.generation.number if world.generation else 1
     aim = Aim(name, world, decision.spec, ownership.guard(resource, world, name), decision.made, number)
     if (unavailable := _model_unavailable(aim)) is not None:
@@ -147,26 +150,26 @@ def _consent(case: _Case, *, claimed: bool) -> tuple[Step, ...]:
     """
     policy = _policy(case.aim, case.spec) if claimed else ()
     finalizer = _finalizer(case.resource, case.spec)
-    if case.spec.deletion_policy == DeletionPolicy.DELETE:
+    if _at_its_end(case.spec) == DeletionPolicy.DELETE:
         return (*finalizer, *policy)
     return (*policy, *finalizer) if claimed else ()
 
 
 def _finalizer(resource: Resource, spec: PolarisIndexSpec) -> tuple[Step, ...]:
-    wanted = spec.deletion_policy == DeletionPolicy.DELETE
+    wanted = _at_its_end(spec) == DeletionPolicy.DELETE
     if wanted == (FINALIZER in resource.finalizers):
         return ()
     sentence = (
         "Hold the object until its data is removed: deletionPolicy is Delete"
         if wanted
-        else "Hold the object no more: deletionPolicy is Retain"
+        else "Hold the object no more: its data stays when it is deleted"
     )
     return (Step(Reason.SPEC_CHANGED, sentence, SetFinalizer(present=wanted)),)
 
 
 def _policy(aim: Aim, spec: PolarisIndexSpec) -> tuple[Step, ...]:
     # It holds when the object is gone, so it may not wait for anything.
-    row, policy = aim.world.row, spec.deletion_policy.value
+    row, policy = aim.world.row, _at_its_end(spec).value
     if row is None or row.deletion_policy == policy:
         return ()
     update = compose(
@@ -174,7 +177,13 @@ def _policy(aim: Aim, spec: PolarisIndexSpec) -> tuple[Step, ...]:
         policy=literal(policy),
         number=aim.name.number,
     )
-    return (aim.step(Reason.SPEC_CHANGED, f"Write down that deletionPolicy is {policy}", update),)
+    sentence = f"Write down what becomes of the data when the object is deleted: {policy}"
+    return (aim.step(Reason.SPEC_CHANGED, sentence, update),)
+
+
+def _at_its_end(spec: PolarisIndexSpec) -> DeletionPolicy:
+    """Return what becomes of the data when the object is deleted: while it is suspended, nothing."""
+    return DeletionPolicy.RETAIN if spec.suspend else spec.deletion_policy
 
 
 def _model_unavailable(aim: Aim) -> Blocked | None:

@@ -8,11 +8,13 @@ namespace.
 
 from __future__ import annotations
 
+from polaris import names
 from polaris.names import ADOPT_ANNOTATION
 from polaris.spec import PolarisIndexSpec
-from polaris.sql import Sql, compose, literal
+from polaris.sql import Sql, compose, identifier, literal
 from polaris.status import Reason
 from polaris_operator.objects import Resource
+from polaris_operator.plan.deletion import buried, unchanged
 from polaris_operator.plan.naming import Naming, owned, tell
 from polaris_operator.steps import Blocked, Execute, Step
 from polaris_operator.world.index import IndexRow, IndexWorld
@@ -25,6 +27,8 @@ def ownership(
     adopted = _adoption(resource, world)
     if isinstance(adopted, Blocked):
         return adopted
+    if adopted is not None and adopted.tombstone:
+        return _exhume(resource, spec, world, adopted)
     if adopted is not None:
         return _take(resource, spec, world, adopted, (Reason.ADOPTED, "the annotation names it"))
     if world.row is None:
@@ -75,7 +79,7 @@ def _adoption(resource: Resource, world: IndexWorld) -> IndexRow | Blocked | Non
 
 def _why_not(resource: Resource, world: IndexWorld, named: IndexRow) -> str | None:
     """Return why an index of another name can't be adopted; None where it can."""
-    if world.row is not None:
+    if world.row is not None and not (named.tombstone and _gives_way(resource, world, world.row)):
         return f"this object's name has {_label(world, world.row)} already"
     if named.namespace != resource.key.namespace:
         # Whoever may write objects in one namespace shall not read another one's documents by it.
@@ -85,6 +89,11 @@ def _why_not(resource: Resource, world: IndexWorld, named: IndexRow) -> str | No
     if named.state == "active" and named.installation == world.installation:
         return f"it is in use by PolarisIndex {named.namespace}/{named.name}, delete that first"
     return None
+
+
+def _gives_way(resource: Resource, world: IndexWorld, row: IndexRow) -> bool:
+    """Whether what has this object's name is put aside for what had it before and was deleted."""
+    return row.state == "released" or _is_ours(resource, world, row)
 
 
 def _no(why: str, wanted: str) -> Blocked:
@@ -131,32 +140,56 @@ def _claim(resource: Resource, spec: PolarisIndexSpec, world: IndexWorld, name: 
 def _take(
     resource: Resource, spec: PolarisIndexSpec, world: IndexWorld, row: IndexRow, why: tuple[Reason, str]
 ) -> Step:
+    reason, because = why
+    return Step(
+        reason,
+        f"Take up {_label(world, row)} ({row.namespace}/{row.name}) again: {because}",
+        Execute(_taken(resource, spec, world, row), (unchanged(row),)),
+    )
+
+
+def _taken(resource: Resource, spec: PolarisIndexSpec, world: IndexWorld, row: IndexRow) -> tuple[Sql, ...]:
     # What an earlier object said of the end of its data does not hold for this one for a moment.
     update = compose(
         "UPDATE polaris.indexes SET installation_id = {installation}, namespace = {namespace},"
-        " name = {name}, uid = {uid}, state = 'active', deletion_policy = {policy}, released_at = NULL,"
-        " updated_at = now() WHERE id = {number}",
+        " name = {name}, uid = {uid}, state = 'active', deletion_policy = {policy}, schema_name = {schema},"
+        " released_at = NULL, drop_after = NULL, updated_at = now() WHERE id = {number}",
         number=row.number,
         installation=literal(str(world.installation)),
         namespace=literal(resource.key.namespace),
         name=literal(resource.key.name),
         uid=literal(resource.uid),
         policy=literal(spec.deletion_policy.value),
+        schema=literal(names.living_schema(row.schema)),
     )
-    unchanged = compose(
-        "EXISTS (SELECT FROM polaris.indexes WHERE id = {number} AND installation_id = {installation}"
-        " AND uid = {uid} AND state = {state} FOR UPDATE)",
-        number=row.number,
-        installation=literal(str(row.installation)),
-        uid=literal(row.uid),
-        state=literal(row.state),
-    )
-    reason, because = why
-    return Step(
-        reason,
-        f"Take up {_label(world, row)} ({row.namespace}/{row.name}) again: {because}",
-        Execute((update, tell("polaris_catalog", row.number)), (unchanged,)),
-    )
+    return update, tell(names.CATALOG_CHANNEL, row.number)
+
+
+def _exhume(resource: Resource, spec: PolarisIndexSpec, world: IndexWorld, row: IndexRow) -> Step:
+    """Have back what was deleted; what has taken its place meanwhile is put aside in its turn."""
+    label, was = _label(world, row), f"{row.namespace}/{names.living_name(row.name)}"
+    sentence = f"Have back {label} ({was}), which was deleted: the annotation names it"
+    statements: tuple[Sql, ...] = ()
+    guards = [unchanged(row)]
+    if world.row is not None:
+        statements = buried(world.row, spec.undelete_seconds)
+        guards.append(unchanged(world.row))
+        sentence += f"; {_label(world, world.row)}, which has its name now, is put aside instead"
+    schema = names.living_schema(row.schema)
+    if schema != row.schema:
+        rename = compose(
+            "ALTER SCHEMA {schema} RENAME TO {to}",
+            schema=identifier(row.schema),
+            to=identifier(schema),
+        )
+        statements = (*statements, rename)
+    statements = (*statements, *_taken(resource, spec, world, row))
+    return Step(Reason.ADOPTED, sentence, Execute(statements, tuple(guards)), told=True)
+
+
+def changes_hands(step: Step) -> bool:
+    """Whether nothing of what was seen of the object's index holds after this step."""
+    return step.reason == Reason.ADOPTED and step.told
 
 
 def guard(resource: Resource, world: IndexWorld, name: Naming) -> Sql:

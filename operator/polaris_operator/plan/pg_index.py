@@ -99,16 +99,13 @@ def waiting(aim: Aim, index: str) -> Progress:
     build = build_of(aim, index)
     message = f"{index} is being built"
     if build is not None:
-        message += f": {build.phase}{percent(build)}"
+        message += (
+            f": {build.phase}"  # How far it is stands in `status.candidate`, which is written less often.
+        )
     # Before a plain build has its lock PostgreSQL shows no progress of it.
     waits_for = build.blocked_by if build else aim.world.waits.get(build_lock(aim.name.schema, index), ())
     message += "".join(f", waiting for {who}" for who in waits_for)
     return Progress((), Blocked(Reason.BUILDING_INDEX, message, stalled=False), LOOK_AGAIN_SECONDS)
-
-
-def percent(build: Build) -> str:
-    """Return how far a build is, such as ` 61%`; "" where PostgreSQL does not say."""
-    return f" {100 * build.done // build.total}%" if build.total else ""
 
 
 def build(

@@ -11,9 +11,11 @@ from polaris_operator.conditions.database import database_status
 from polaris_operator.doors import Doors
 from polaris_operator.objects import Resource
 from polaris_operator.observe.database import gather_database
-from polaris_operator.plan.database import DELETION_SECONDS, in_the_way, plan_database
+from polaris_operator.plan.database import in_the_way, plan_database
 from polaris_operator.steps import Blocked, Plan
 from polaris_operator.world.database import DatabaseWorld
+
+_DEADLINE_SECONDS = int(PolarisDatabaseSpec.model_fields["deletion_deadline_seconds"].default)
 
 
 class Database:
@@ -45,9 +47,10 @@ class Database:
         """Return the status."""
         return database_status(resource, spec, world, plan, now)
 
-    def deadline_seconds(self, resource: Resource) -> int:  # noqa: ARG002
+    def deadline_seconds(self, resource: Resource) -> int:
         """Return how long a deletion may hold the object while its database can't be reached."""
-        return DELETION_SECONDS
+        seconds = resource.spec.get("deletionDeadlineSeconds", _DEADLINE_SECONDS)
+        return seconds if isinstance(seconds, int) else _DEADLINE_SECONDS
 
     def in_the_way(self, spec: PolarisDatabaseSpec, world: DatabaseWorld) -> Blocked | None:
         """Return why indexes can't use the database yet."""

@@ -19,7 +19,7 @@ from polaris_operator.observe.attributes import compared
 from polaris_operator.observe.credentials import gather_credentials
 from polaris_operator.observe.index import gather
 from polaris_operator.plan.credentials import plan_credentials
-from polaris_operator.plan.deletion import deadline_passed, forget_vault_role
+from polaris_operator.plan.deletion import deadline_passed, forget_vault_role, puts_aside
 from polaris_operator.plan.index import plan_index, wanted_logins
 from polaris_operator.plan.naming import ledger_owner
 from polaris_operator.plan.ownership import is_own
@@ -96,8 +96,10 @@ class Index:
         self, resource: Resource, spec: PolarisIndexSpec, world: IndexAndLogins, logins: Plan, now: datetime
     ) -> Plan:
         if logins.blocked is not None and not deadline_passed(resource, spec, now):
-            # A reader's role that goes before its logins would leave them behind.
-            return Plan((), (), logins.blocked, logins.look_again_seconds)
+            if not puts_aside(resource, spec, world.index):
+                # A reader's role that goes before its logins would leave them behind.
+                return Plan((), (), logins.blocked, logins.look_again_seconds)
+            return plan_index(resource, spec, world.index, now)
         vault = world.credentials is not None and world.credentials.vault is not None
         roles = forget_vault_role(world.index) if vault else ()
         return plan_index(resource, spec, world.index, now, revocations=(*logins.steps, *roles))

@@ -73,6 +73,17 @@ class Process:
 
 
 @dataclass(frozen=True)
+class Tombstone:
+    """An index that was deleted and can still be had back."""
+
+    number: int
+    index: str
+    """`namespace/name` of its object."""
+    deleted_at: datetime
+    drop_after: datetime
+
+
+@dataclass(frozen=True)
 class CatalogSeen:
     """The catalog in this database."""
 
@@ -88,6 +99,8 @@ class CatalogSeen:
     """Indexes that objects own, of any installation."""
     in_use_by: tuple[str, ...] = ()
     """Those of this installation, `namespace/name`."""
+    tombstones: tuple[Tombstone, ...] = ()
+    """Of this installation."""
     own_logins: tuple[OwnSeen, ...] = ()
     last_own_epoch: int = 0
 

@@ -47,6 +47,16 @@ class IndexRow:
     updated_at: datetime
     last_generation: int = 1
     """The highest number that a generation ever had."""
+    released_at: datetime | None = None
+    drop_after: datetime | None = None
+    """Where a released index goes: when."""
+    logins: bool = False
+    """Whether some login of it was not revoked yet; looked at for indexes whose objects are gone."""
+
+    @property
+    def tombstone(self) -> bool:
+        """Whether it was deleted, and is kept for a while in case that was a mistake."""
+        return self.state == "released" and self.drop_after is not None
 
 
 @dataclass(frozen=True)
