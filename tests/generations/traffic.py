@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,19 @@ import httpx
 from operations.site import Site
 
 _WRITES_A_SECOND = 5.0
+_WORDS = (
+    "sand",
+    "river",
+    "copper",
+    "window",
+    "letter",
+    "garden",
+    "winter",
+    "engine",
+    "paper",
+    "bridge",
+    "music",
+)
 _SAME = 1e-3
 """Scores of one text for one question, by vectors of one model, that were computed in other batches."""
 
@@ -62,7 +76,10 @@ class Traffic:
     def write(self, http: httpx.Client, number: int) -> None:
         """Put a document, and delete one that was put before; each counts once it was acknowledged."""
         name = f"new-{number}"
-        text = f"Somebody wrote sentence number {number} while much was changed."
+        # No two alike: of equals, which ten are nearest is a matter of luck.
+        text = (
+            f"Somebody wrote {' '.join(random.Random(number).choices(_WORDS, k=8))} while much was changed."  # noqa: S311
+        )
         put = http.put(f"{self.site.path(self.name)}/documents/{name}", json={"text": text})
         if put.status_code not in (httpx.codes.OK, httpx.codes.ACCEPTED):
             self.wrong.append(f"put: {put.status_code}: {put.text[:200]}")
