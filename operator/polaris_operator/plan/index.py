@@ -84,6 +84,8 @@ def _plan(case: _Case, always: tuple[Step, ...], claim: tuple[Step, ...]) -> Pla
     progress = _converge(case)
     if progress.blocked is None or not progress.blocked.stalled:
         progress = _together(progress, _succession(case))
+    if progress.blocked is None and decision.blocked is None:
+        progress = dataclasses.replace(progress, blocked=_out_of_our_hands(case))
     steps = (*claim, *progress.steps)
     blocked = progress.blocked or decision.blocked
     if case.spec.suspend:
@@ -101,6 +103,11 @@ def _together(first: Progress, second: Progress) -> Progress:
         (*first.aside, *second.aside),
         (*first.withheld, *second.withheld),
     )
+
+
+def _out_of_our_hands(case: _Case) -> Blocked | None:
+    """Return what keeps queries from the index and is a person's to mend; all else goes on meanwhile."""
+    return vector_index.forbidden(case.aim) or vector_index.strangers(case.aim)
 
 
 # --- other generations ---------------------------------------------------------------------------
