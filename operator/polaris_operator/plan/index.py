@@ -93,6 +93,8 @@ def _plan(case: _Case, always: tuple[Step, ...], claim: tuple[Step, ...]) -> Pla
     progress = _converge(case)
     if progress.blocked is None or not progress.blocked.stalled:
         progress = _together(progress, _succession(case))
+    if progress.blocked is None and decision.blocked is None:
+        progress = dataclasses.replace(progress, blocked=_out_of_our_hands(case))
     steps = (*claim, *progress.steps)
     blocked = progress.blocked or decision.blocked
     if case.spec.suspend:
@@ -110,6 +112,11 @@ def _together(first: Progress, second: Progress) -> Progress:
         (*first.aside, *second.aside),
         (*first.withheld, *second.withheld),
     )
+
+
+def _out_of_our_hands(case: _Case) -> Blocked | None:
+    """Return what keeps queries from the index and is a person's to mend; all else goes on meanwhile."""
+    return vector_index.forbidden(case.aim) or vector_index.strangers(case.aim)
 
 
 # --- other generations ---------------------------------------------------------------------------
@@ -322,10 +329,13 @@ def _point(case: _Case, aim: Aim) -> list[Step]:
 
 
 def _write_spec(resource: Resource, aim: Aim) -> Sql:
+    # Without defaults: a field that a new version brings is then no matter to replicas of the old one
+    # until somebody uses it. They refuse what they do not know, and would serve no index at all.
+    spec = aim.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     return compose(
         "UPDATE polaris.indexes SET spec = {spec}, object_generation = {generation}, serving = {serving},"
         " updated_at = now() WHERE id = {number}",
-        spec=json_literal(aim.spec),
+        spec=json_literal(spec),
         generation=resource.generation,
         serving=aim.number,
         number=aim.name.number,

@@ -290,6 +290,10 @@ class IndexWorld:
     """By the key of such a lock: who its holder waits for, where it waits."""
     clock: int | None = None
     """The last sequence given out; None where the clock has no row."""
+    emptied: frozenset[str] = frozenset()
+    """Tables that lack rows of which others, or the clock, show that they must be there."""
+    forbidden: tuple[str, ...] = ()
+    """Where a setting keeps the planner of queries from using indexes: statements that take it away."""
     canary: str | None = None
     """Index that the planner chooses for a nearest-neighbour query; None: none, or not asked."""
     old_transaction: str | None = None
