@@ -38,7 +38,12 @@ from polaris_operator.world.index import (
     Verified,
 )
 
-_BASE = text("""
+OLD_TRANSACTION_SECONDS = 600
+"""A transaction that has been open for so long is told of before a build begins that will wait for it."""
+
+_BASE = text(
+    compose(
+        """
 SELECT c.id AS catalog, current_database() AS database, now() AS now,
   s.last_value + CAST(s.is_called AS integer) AS next_number,
   EXISTS (SELECT FROM pg_roles WHERE rolname = :issuer) AS issuer,
@@ -46,9 +51,18 @@ SELECT c.id AS catalog, current_database() AS database, now() AS now,
   (SELECT query_url FROM polaris.consumers
    WHERE kind = 'query' AND query_url IS NOT NULL
      AND reported_at > now() - make_interval(secs => :timeout)
-   ORDER BY reported_at DESC, id LIMIT 1) AS query_url
+   ORDER BY reported_at DESC, id LIMIT 1) AS query_url,
+  -- CONCURRENTLY waits for no other build, and for no VACUUM.
+  (SELECT {session} FROM pg_stat_activity a
+   WHERE a.datname = current_database() AND a.backend_type = 'client backend'
+     AND a.xact_start < now() - make_interval(secs => :old) AND a.application_name !~ {builds}
+   ORDER BY a.xact_start, a.pid LIMIT 1) AS old_transaction
 FROM polaris.catalog c CROSS JOIN polaris.indexes_id_seq s
-""")
+""",
+        session=sessions.told("a"),
+        builds=sessions.BUILDS,
+    )
+)
 
 _MODELS = text("""
 SELECT DISTINCT provider, model, revision, dimension FROM polaris.models
@@ -112,6 +126,9 @@ _RELATIONS = text(f"""
 SELECT n.nspname AS schema, c.relname AS name, c.relkind AS kind, pg_get_userbyid(c.relowner) AS owner,
   CAST(greatest(pg_stat_get_live_tuples(c.oid), c.reltuples, 0) AS bigint) AS rows,
   CASE c.relkind WHEN 'r' THEN coalesce(pg_relation_size(c.oid), 0) ELSE 0 END AS bytes,
+  pg_stat_get_live_tuples(c.oid) AS live, pg_stat_get_dead_tuples(c.oid) AS dead,
+  pg_stat_get_mod_since_analyze(c.oid) AS changed,
+  greatest(pg_stat_get_last_vacuum_time(c.oid), pg_stat_get_last_autovacuum_time(c.oid)) AS vacuumed_at,
   (SELECT json_agg(json_build_array(
        a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attstorage) ORDER BY a.attnum)
    FROM pg_attribute a
@@ -139,6 +156,7 @@ SELECT n.nspname AS schema, x.relname AS name, t.relname AS table,
     WHERE l.oid = i.indcollation[0] AND l.collname <> 'default'), '') AS collation,
   i.indisunique AS unique, i.indpred IS NOT NULL AS partial,
   EXISTS (SELECT FROM pg_constraint p WHERE p.conindid = x.oid) AS constraint,
+  CASE m.amname WHEN 'hnsw' THEN coalesce(pg_relation_size(x.oid), 0) ELSE 0 END AS bytes,
   (SELECT coalesce(json_agg(a.attname ORDER BY k.place), '[]')
    FROM unnest(CAST(i.indkey AS smallint[])) WITH ORDINALITY k(number, place)
    JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.number) AS columns
@@ -279,7 +297,8 @@ def _worlds(
     waits = {row.key: tuple(row.waits_for) for row in held if row.waits_for}
     builds = _builds(connection, locks)
     timeout = {"timeout": CONSUMER_TIMEOUT_SECONDS}
-    base = connection.execute(_BASE, {**timeout, "issuer": names.ISSUER_ROLE}).mappings().one()
+    about = {**timeout, "issuer": names.ISSUER_ROLE, "old": OLD_TRANSACTION_SECONDS}
+    base = connection.execute(_BASE, about).mappings().one()
     models = frozenset(Model(**row) for row in connection.execute(_MODELS, timeout).mappings())
     forbidden = tuple(connection.execute(_FORBIDDEN).scalars())
     generations = _generations(connection, [row.number for row in rows])
@@ -374,6 +393,7 @@ def _bare(
         public_connects=base["public_connects"],
         models=models,
         query_url=base["query_url"],
+        old_transaction=base["old_transaction"],
     )
 
 
@@ -446,6 +466,10 @@ def _relations(connection: Connection, parameters: Mapping[str, Any]) -> dict[st
             grants=_grants(row["grants"]),
             rows=row["rows"],
             bytes=row["bytes"],
+            live=row["live"],
+            dead=row["dead"],
+            changed=row["changed"],
+            vacuumed_at=row["vacuumed_at"],
             depends_on=frozenset(row["depends_on"] or ()),
         )
     return found
