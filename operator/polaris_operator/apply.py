@@ -73,6 +73,8 @@ def apply(steps: Sequence[Step], doors: Doors, resource: Resource) -> Resource:
             resource = doors.objects.set_finalizer(resource, present=step.action.present)
         else:
             _carry_out(step.action, doors, resource)
+        for hindrance in step.hindrances:
+            doors.objects.event(resource, hindrance.reason.value, hindrance.message, warning=True)
         if step.told:
             doors.objects.event(resource, step.reason.value, step.sentence, warning=False)
         STEPS.labels(type(step.action).__name__, step.reason.value).inc()
