@@ -54,6 +54,9 @@ class Workflow:
         """Change what is wanted."""
         raise NotImplementedError
 
+    def then(self, on: Stage) -> None:
+        """Change what is wanted once more, when that has come true; as often as one likes."""
+
     def ready(self, on: Stage) -> None:
         """Have an index with documents, and one beside it."""
         on.database()
@@ -124,6 +127,11 @@ class Delete(Workflow):
     def ask(self, on: Stage) -> None:
         on.remove(SUBJECT)
         on.remove(BYSTANDER)
+        # What is put aside waits for its end, and for somebody who leads to the database.
+        if self.spec.get("deletionPolicy") != "Delete" or "undeleteSeconds" in self.spec:
+            on.remove(MAIN)
+
+    def then(self, on: Stage) -> None:
         on.remove(MAIN)
 
 
@@ -155,10 +163,14 @@ def play(
         with counted(Effects(number, before=before)) as effects:
             try:
                 on.settle()
+                workflow.then(on)
+                on.settle()
             except Killed as error:
                 killed = str(error)
         if killed:
             on.die(effects)
+            on.settle()
+            workflow.then(on)
             on.settle()
         return Played(effects, killed, on.picture())
 
@@ -208,3 +220,22 @@ def test_killed_at_any_effect_it_ends_as_if_nothing_had_happened(
     print(f"{kind.__name__}, seed {seed}: {len(calm.effects.done)} effects, killed {reached} times")
     assert not wrong, "\n".join(wrong)
     assert reached
+
+
+def test_what_one_installation_goes_through_touches_nothing_of_another_on_the_same_server(
+    postgres: LocalPostgres, vault_administrator: Administrator
+) -> None:
+    """Roles are the server's, and both have a database, an index and logins of the same names."""
+    with stage(postgres, vault_administrator) as here, stage(postgres, vault_administrator) as there:
+        Create(0).ready(there)
+        there.settle()
+        before = there.picture()
+        for kind in (Create, Rotate, Delete):
+            workflow = kind(0)
+            if kind is Create:
+                workflow.ready(here)
+            workflow.ask(here)
+            here.settle()
+            assert there.round()
+        assert here.scene.objects.get(SUBJECT) is None
+        assert list(differences(before, there.picture())) == []
