@@ -220,22 +220,3 @@ def test_killed_at_any_effect_it_ends_as_if_nothing_had_happened(
     print(f"{kind.__name__}, seed {seed}: {len(calm.effects.done)} effects, killed {reached} times")
     assert not wrong, "\n".join(wrong)
     assert reached
-
-
-def test_what_one_installation_goes_through_touches_nothing_of_another_on_the_same_server(
-    postgres: LocalPostgres, vault_administrator: Administrator
-) -> None:
-    """Roles are the server's, and both have a database, an index and logins of the same names."""
-    with stage(postgres, vault_administrator) as here, stage(postgres, vault_administrator) as there:
-        Create(0).ready(there)
-        there.settle()
-        before = there.picture()
-        for kind in (Create, Rotate, Delete):
-            workflow = kind(0)
-            if kind is Create:
-                workflow.ready(here)
-            workflow.ask(here)
-            here.settle()
-            assert there.round()
-        assert here.scene.objects.get(SUBJECT) is None
-        assert list(differences(before, there.picture())) == []
