@@ -194,6 +194,7 @@ def running(resync_seconds: float) -> Iterator[Clustered]:
             folder,
             ["operator"],
             KUBECONFIG=str(cluster.kubeconfig_for(NAMESPACE, "polaris-operator")),
+            POLARIS_OPERATOR_NAMESPACE=NAMESPACE,
             POLARIS_METRICS_PORT=str(port),
             POLARIS_RESYNC_SECONDS=str(resync_seconds),
         )
