@@ -11,6 +11,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
@@ -452,6 +453,13 @@ def _grants(pairs: Sequence[Sequence[str]] | None) -> Grants:
     return frozenset((grantee, privilege) for grantee, privilege in pairs or ())
 
 
+@lru_cache(maxsize=4096)
+def _column(name: str, kind: str, not_null: bool, storage: str) -> Column:
+    """Return the same value for the same column: a thousand indexes have sixty thousand of a few kinds."""
+    # A type of an extension is printed with its schema where that is not on the path.
+    return Column(name, kind.rpartition(".")[2], not_null, storage)
+
+
 def _relations(connection: Connection, parameters: Mapping[str, Any]) -> dict[str, dict[str, Relation]]:
     found: dict[str, dict[str, Relation]] = defaultdict(dict)
     for row in connection.execute(_RELATIONS, parameters).mappings():
@@ -459,8 +467,7 @@ def _relations(connection: Connection, parameters: Mapping[str, Any]) -> dict[st
             kind=row["kind"],
             owner=row["owner"],
             columns=tuple(
-                # A type of an extension is printed with its schema where that is not on the path.
-                Column(name, kind.rpartition(".")[2], not_null, storage)
+                _column(name, kind, not_null, storage)
                 for name, kind, not_null, storage in row["columns"] or ()
             ),
             primary_key=tuple(row["primary_key"] or ()),
