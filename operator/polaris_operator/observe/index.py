@@ -11,6 +11,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
@@ -38,7 +39,12 @@ from polaris_operator.world.index import (
     Verified,
 )
 
-_BASE = text("""
+OLD_TRANSACTION_SECONDS = 600
+"""A transaction that has been open for so long is told of before a build begins that will wait for it."""
+
+_BASE = text(
+    compose(
+        """
 SELECT c.id AS catalog, current_database() AS database, now() AS now,
   s.last_value + CAST(s.is_called AS integer) AS next_number,
   EXISTS (SELECT FROM pg_roles WHERE rolname = :issuer) AS issuer,
@@ -46,9 +52,18 @@ SELECT c.id AS catalog, current_database() AS database, now() AS now,
   (SELECT query_url FROM polaris.consumers
    WHERE kind = 'query' AND query_url IS NOT NULL
      AND reported_at > now() - make_interval(secs => :timeout)
-   ORDER BY reported_at DESC, id LIMIT 1) AS query_url
+   ORDER BY reported_at DESC, id LIMIT 1) AS query_url,
+  -- CONCURRENTLY waits for no other build, and for no VACUUM.
+  (SELECT {session} FROM pg_stat_activity a
+   WHERE a.datname = current_database() AND a.backend_type = 'client backend'
+     AND a.xact_start < now() - make_interval(secs => :old) AND a.application_name !~ {builds}
+   ORDER BY a.xact_start, a.pid LIMIT 1) AS old_transaction
 FROM polaris.catalog c CROSS JOIN polaris.indexes_id_seq s
-""")
+""",
+        session=sessions.told("a"),
+        builds=sessions.BUILDS,
+    )
+)
 
 _MODELS = text("""
 SELECT DISTINCT provider, model, revision, dimension FROM polaris.models
@@ -112,6 +127,10 @@ _RELATIONS = text(f"""
 SELECT n.nspname AS schema, c.relname AS name, c.relkind AS kind, pg_get_userbyid(c.relowner) AS owner,
   CAST(greatest(pg_stat_get_live_tuples(c.oid), c.reltuples, 0) AS bigint) AS rows,
   CASE c.relkind WHEN 'r' THEN coalesce(pg_relation_size(c.oid), 0) ELSE 0 END AS bytes,
+  c.relkind = 'r' AND c.relfilenode <> c.oid AS rewritten,
+  pg_stat_get_live_tuples(c.oid) AS live, pg_stat_get_dead_tuples(c.oid) AS dead,
+  pg_stat_get_mod_since_analyze(c.oid) AS changed,
+  greatest(pg_stat_get_last_vacuum_time(c.oid), pg_stat_get_last_autovacuum_time(c.oid)) AS vacuumed_at,
   (SELECT json_agg(json_build_array(
        a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attstorage) ORDER BY a.attnum)
    FROM pg_attribute a
@@ -139,6 +158,7 @@ SELECT n.nspname AS schema, x.relname AS name, t.relname AS table,
     WHERE l.oid = i.indcollation[0] AND l.collname <> 'default'), '') AS collation,
   i.indisunique AS unique, i.indpred IS NOT NULL AS partial,
   EXISTS (SELECT FROM pg_constraint p WHERE p.conindid = x.oid) AS constraint,
+  CASE m.amname WHEN 'hnsw' THEN coalesce(pg_relation_size(x.oid), 0) ELSE 0 END AS bytes,
   (SELECT coalesce(json_agg(a.attname ORDER BY k.place), '[]')
    FROM unnest(CAST(i.indkey AS smallint[])) WITH ORDINALITY k(number, place)
    JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.number) AS columns
@@ -241,7 +261,7 @@ def gather(
     """Return what there is of each claim's index.
 
     The connection is in a transaction that reads. `canary` asks the planner, for each index, how it
-    would run a search: a statement for each, where all else is a few for all.
+    would run a search, and looks for rows that are missing: the rest is a few statements for all.
     """
     rows = _rows(connection, claims)
     return _worlds(connection, installation, rows, claims=claims, canary=canary)
@@ -279,7 +299,8 @@ def _worlds(
     waits = {row.key: tuple(row.waits_for) for row in held if row.waits_for}
     builds = _builds(connection, locks)
     timeout = {"timeout": CONSUMER_TIMEOUT_SECONDS}
-    base = connection.execute(_BASE, {**timeout, "issuer": names.ISSUER_ROLE}).mappings().one()
+    about = {**timeout, "issuer": names.ISSUER_ROLE, "old": OLD_TRANSACTION_SECONDS}
+    base = connection.execute(_BASE, about).mappings().one()
     models = frozenset(Model(**row) for row in connection.execute(_MODELS, timeout).mappings())
     forbidden = tuple(connection.execute(_FORBIDDEN).scalars())
     generations = _generations(connection, [row.number for row in rows])
@@ -374,6 +395,7 @@ def _bare(
         public_connects=base["public_connects"],
         models=models,
         query_url=base["query_url"],
+        old_transaction=base["old_transaction"],
     )
 
 
@@ -431,6 +453,13 @@ def _grants(pairs: Sequence[Sequence[str]] | None) -> Grants:
     return frozenset((grantee, privilege) for grantee, privilege in pairs or ())
 
 
+@lru_cache(maxsize=4096)
+def _column(name: str, kind: str, not_null: bool, storage: str) -> Column:
+    """Return the same value for the same column: a thousand indexes have sixty thousand of a few kinds."""
+    # A type of an extension is printed with its schema where that is not on the path.
+    return Column(name, kind.rpartition(".")[2], not_null, storage)
+
+
 def _relations(connection: Connection, parameters: Mapping[str, Any]) -> dict[str, dict[str, Relation]]:
     found: dict[str, dict[str, Relation]] = defaultdict(dict)
     for row in connection.execute(_RELATIONS, parameters).mappings():
@@ -438,14 +467,18 @@ def _relations(connection: Connection, parameters: Mapping[str, Any]) -> dict[st
             kind=row["kind"],
             owner=row["owner"],
             columns=tuple(
-                # A type of an extension is printed with its schema where that is not on the path.
-                Column(name, kind.rpartition(".")[2], not_null, storage)
+                _column(name, kind, not_null, storage)
                 for name, kind, not_null, storage in row["columns"] or ()
             ),
             primary_key=tuple(row["primary_key"] or ()),
             grants=_grants(row["grants"]),
             rows=row["rows"],
             bytes=row["bytes"],
+            rewritten=row["rewritten"],
+            live=row["live"],
+            dead=row["dead"],
+            changed=row["changed"],
+            vacuumed_at=row["vacuumed_at"],
             depends_on=frozenset(row["depends_on"] or ()),
         )
     return found
@@ -496,13 +529,20 @@ def _filled(
 def _looked_into(
     connection: Connection, worlds: dict[Claim, IndexWorld], schemas: Mapping[Claim, str], *, canary: bool
 ) -> dict[Claim, IndexWorld]:
-    """Add what only the indexes' own tables tell: the clock, whether documents wait, the canary."""
+    """Add what only the indexes' own tables tell: the clock, whether documents wait, the canary.
+
+    Whether rows are missing is looked for with the canary, and where a table has another file than it was
+    made with: to look for it in a thousand indexes takes nearly as long as all else together.
+    """
     # A statement that fails fails for all: nothing is asked of a table that lost what it would be asked by.
     asked = {claim: world for claim, world in worlds.items() if _has(world, names.CLOCK, "sequence")}
     if not asked:
         return worlds
     claims = list(asked)
-    one_by_one = [_inside(place, schemas[claim], asked[claim]) for place, claim in enumerate(claims)]
+    one_by_one = [
+        _inside(place, schemas[claim], asked[claim], rows_too=canary or _any_rewritten(asked[claim]))
+        for place, claim in enumerate(claims)
+    ]
     statement = join(" UNION ALL ", one_by_one)
     rows = connection.exec_driver_sql(statement, execution_options={"no_parameters": True}).mappings()
     for row in rows:
@@ -522,12 +562,16 @@ def _with_waiting(generation: GenerationRow, found: Mapping[str, Sequence[int]])
     return replace(generation, behind=behind, failing=failing)
 
 
-def _inside(place: int, schema: str, world: IndexWorld) -> Sql:
+def _any_rewritten(world: IndexWorld) -> bool:
+    return any(relation.rewritten for relation in world.relations.values())
+
+
+def _inside(place: int, schema: str, world: IndexWorld, *, rows_too: bool) -> Sql:
     return compose(
         "SELECT {place} AS place, (SELECT max(sequence) FROM {clock}) AS clock, {behind} AS behind,"
         " {emptied} AS emptied",
         place=place,
-        emptied=_emptied(schema, world),
+        emptied=_emptied(schema, world) if rows_too else Sql("json_build_object()"),
         clock=identifier(schema, names.CLOCK),
         behind=_behind(schema, world),
     )

@@ -17,7 +17,16 @@ from polaris.spec import DeletionPolicy, Drift, PolarisIndexSpec
 from polaris.sql import Sql, compose, literal
 from polaris.status import Reason
 from polaris_operator.objects import Resource
-from polaris_operator.plan import generation, ownership, pg_index, recall, schema, succession, vector_index
+from polaris_operator.plan import (
+    generation,
+    hygiene,
+    ownership,
+    pg_index,
+    recall,
+    schema,
+    succession,
+    vector_index,
+)
 from polaris_operator.plan.aim import Aim, Decision, decide
 from polaris_operator.plan.deletion import plan_deletion
 from polaris_operator.plan.naming import naming, tell
@@ -259,10 +268,14 @@ def _converge_indexes(case: _Case, first: list[Step]) -> Progress:
         steps += part.steps
         if part.blocked is not None:
             return Progress(tuple(steps), part.blocked, part.look_again_seconds)
-    left = pg_index.leftovers(aim, kept)
-    measured = [] if settled.steps else recall.steps(aim)
-    aside = (*left.steps, *measured)
-    return Progress((*steps, *_point(case, aim)), None, left.look_again_seconds, aside)
+    tended = hygiene.tend(aim, vector_index.wanted_index(aim), case.now)
+    # A DROP would wait for a build, which in turn would wait for it.
+    busy = pg_index.builds_on(aim, aim.chunks.name)
+    left = Progress() if busy else pg_index.leftovers(aim, kept)
+    # What is about to be built anew is measured after it.
+    measured = [] if settled.steps or tended.aside else recall.steps(aim)
+    made = Progress((*steps, *_point(case, aim)), None, None, (*left.steps, *measured))
+    return _together(_together(made, tended), Progress(look_again_seconds=left.look_again_seconds))
 
 
 def _attributes(aim: Aim, now: datetime) -> Progress:

@@ -22,11 +22,11 @@ from polaris.names import CATALOG_CHANNEL
 from polaris.spec import Part
 from polaris.sql import Sql, compose, identifier, join, literal
 from polaris.status import Reason
-from polaris_operator.plan import pg_index
+from polaris_operator.plan import pg_index, preflight
 from polaris_operator.plan.aim import Aim
 from polaris_operator.plan.naming import tell
 from polaris_operator.plan.pg_index import LOOK_AGAIN_SECONDS, Progress, Standing, Wanted, standing
-from polaris_operator.steps import Blocked, Step
+from polaris_operator.steps import Blocked, Hindrance, Step
 from polaris_operator.world.index import GenerationRow, IndexSeen
 
 SMALL_ROWS = 10_000
@@ -50,8 +50,13 @@ def wanted_index(aim: Aim) -> Wanted | None:
             and not seen.partial
         )
 
+    def hindrances(concurrently: bool) -> tuple[Hindrance, ...]:
+        relation, spec = aim.world.relations.get(aim.chunks.name), aim.spec
+        rows = relation.rows if relation else 0
+        return preflight.hindrances(rows, spec, aim.world.old_transaction, concurrently=concurrently)
+
     made = aim.made is None or (aim.made.index, aim.made.embedding) == (aim.spec.index, aim.spec.embedding)
-    return Wanted(index, right, Reason.INDEX_MISSING if made else Reason.INDEX_REPLACED)
+    return Wanted(index, right, Reason.INDEX_MISSING if made else Reason.INDEX_REPLACED, hindrances)
 
 
 def kept(aim: Aim) -> frozenset[str]:
