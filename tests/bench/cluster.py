@@ -222,7 +222,6 @@ def running(resync_seconds: float) -> Iterator[Clustered]:
             KUBECONFIG=str(cluster.kubeconfig_for(NAMESPACE, "polaris-operator")),
             POLARIS_OPERATOR_NAMESPACE=NAMESPACE,
             POLARIS_METRICS_PORT=str(port),
-            POLARIS_OPERATOR_NAMESPACE=NAMESPACE,
             POLARIS_RESYNC_SECONDS=str(resync_seconds),
         )
         processes = (operator, worker(folder, mounted.folder))
