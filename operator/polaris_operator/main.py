@@ -129,10 +129,10 @@ class Operator:
             again = self.reconciler.reconcile(key)
         except PolarisError as error:
             log.warning("not done", object=str(key), error=str(error), kind=type(error).__name__)
-            self.queue.failed(key)
+            self.queue.failed(key, self.reconciler.seconds_left(key))
         except Exception:
             log.exception("not done", object=str(key))
-            self.queue.failed(key)
+            self.queue.failed(key, self.reconciler.seconds_left(key))
         else:
             # Spread, so that a thousand objects that were first seen together do not stay together.
             self.queue.done(key, None if again is None else again * random.uniform(0.9, 1.0))  # noqa: S311

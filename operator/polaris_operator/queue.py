@@ -82,12 +82,12 @@ class Queue(Generic[K]):
             self._failures.pop(key, None)
             self._give_back(key, None if again_after is None else self._clock() + again_after)
 
-    def failed(self, key: K) -> None:
-        """Give a key back whose look failed; it comes back after a while."""
+    def failed(self, key: K, at_most: float | None = None) -> None:
+        """Give a key back whose look failed; it comes back after a while, `at_most` after so many seconds."""
         with self._changed:
             self._failures[key] = self._failures.get(key, 0) + 1
-            at = self._clock() + delay(self._failures[key], self._jitter())
-            self._give_back(key, at)
+            wait = delay(self._failures[key], self._jitter())
+            self._give_back(key, self._clock() + (wait if at_most is None else min(wait, at_most)))
 
     def close(self) -> None:
         """Wake all workers; nothing is handed out any more, and nothing waits."""
