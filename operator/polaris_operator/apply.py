@@ -68,6 +68,8 @@ def apply(steps: Sequence[Step], doors: Doors, resource: Resource) -> Resource:
             destructive=step.destructive,
         )
         if isinstance(step.action, SetFinalizer):
+            if resource.key == doors.database and not step.action.present:
+                doors.doubt_login()
             resource = doors.objects.set_finalizer(resource, present=step.action.present)
         else:
             _carry_out(step.action, doors, resource)

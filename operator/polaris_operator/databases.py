@@ -48,6 +48,8 @@ class _Entry:
     own: OwnLogin | None = None
     trial: Trial | None = None
     """What the own login ends with before long, until the ledger has it."""
+    kept: Trial | None = None
+    """What it lives by since."""
     postgres: Postgres | None = None
     doors: Doors | None = None
     listener: Listener | None = None
@@ -145,6 +147,7 @@ class Databases:
             self._process,
             self._wake,
             partial(self.keep_login, resource.key),
+            partial(self.doubt_login, resource.key),
         )
         return entry.doors
 
@@ -164,7 +167,24 @@ class Databases:
             log.warning("own login is still on trial", error=str(error), ends_at=trial.ends_at.isoformat())
             return
         entry.own = replace(own, expires_at=min(own.expires_at, kept.ends_at))
-        entry.trial = None
+        entry.trial, entry.kept = None, kept
+
+    def doubt_login(self, database: Key) -> None:
+        """Nobody leads here any more who would end our own login: it ends by itself, unless a build needs it.
+
+        For the moment in which the object is let go: who is killed in it leaves nothing that lives for hours.
+        """
+        with self._lock:
+            entry = self._entries.get(database)
+        if entry is None or entry.kept is None or entry.vault is None or entry.postgres is None:
+            return
+        if entry.postgres.builds() is not False:
+            return
+        try:
+            ends = datetime.now(UTC) + timedelta(seconds=TRIAL_SECONDS)
+            entry.trial, entry.kept = entry.vault.renew(entry.kept, ends), None
+        except (VaultUnavailable, VaultRefused) as error:
+            log.warning("own login lives on until it is revoked", error=str(error))
 
     def forget_login(self, database: Key) -> None:
         """PostgreSQL refused the login: the next `open` asks Vault for another."""
@@ -234,7 +254,7 @@ class Databases:
             log.warning("own login not renewed", error=str(error), expires_at=own.expires_at.isoformat())
             return postgres.identity
         entry.own = OwnLogin(issued.username, issued.lease_id, now, issued.expires_at)
-        entry.trial = trial
+        entry.trial, entry.kept = trial, None
         return Identity(issued.username, issued.password)
 
     def _method(self, namespace: str, spec: VaultSpec) -> tuple[Method, str]:
@@ -312,7 +332,7 @@ def _goes_on(entry: _Entry, now: datetime) -> bool:
 
 def _revoke_own(entry: _Entry) -> None:
     """Revoke our own lease, as far as that is possible; it ends by itself in any case."""
-    own, entry.own, entry.trial = entry.own, None, None
+    own, entry.own, entry.trial, entry.kept = entry.own, None, None, None
     if own is None or entry.vault is None:
         return
     try:

@@ -28,3 +28,5 @@ class Doors:
     """Look at an object again soon (a build of its has ended)."""
     keep_login: Callable[[], None] = lambda: None
     """Let our own login live its whole life: it is written down, or what comes next takes long."""
+    doubt_login: Callable[[], None] = lambda: None
+    """Let our own login end before long by itself: nobody leads here any more who would end it."""

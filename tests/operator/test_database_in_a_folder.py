@@ -678,7 +678,7 @@ def test_killed_at_any_step_of_a_rotation_nothing_is_leaked_and_one_login_an_ent
         rotate(scene, vault)
     assert effects.done.count("vault _issue") == effects.done.count("vault revoke") == 2
     for _round in range(times(1, 20)):
-        for step in range(1, len(effects.done) + 1):
+        for step in range(1, len(effects.done) + 1, times(3, 1)):
             with counted(Effects(step)), pytest.raises(Killed):
                 rotate(scene, vault)
             scene.abandon()
@@ -871,6 +871,31 @@ def test_a_deleted_database_leaves_no_login_lease_or_secret(scene: FolderScene, 
     roles = vault.administrator.client.list(f"{vault.mount}/roles")
     assert isinstance(roles, dict)
     assert roles["data"]["keys"] == ["polaris-operator"]
+
+
+def test_killed_as_it_lets_a_deleted_database_go_a_process_leaves_no_login_that_lives_for_hours(
+    scene: FolderScene, vault: FromVault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.apply(vault.manifest())
+    scene.reconcile()
+    monkeypatch.setattr(own_logins, "TRIAL_SECONDS", 2)
+    let_go = scene.objects.set_finalizer
+
+    def killed(resource: Resource, *, present: bool) -> Resource:
+        let_go(resource, present=present)
+        raise Killed("after the finalizer was taken off")
+
+    monkeypatch.setattr(scene.objects, "set_finalizer", killed)
+    scene.delete(MAIN)
+    with pytest.raises(Killed):
+        scene.reconcile()
+    scene.abandon()
+    scene.start()
+    assert scene.objects.get(MAIN) is None
+    ends = time.monotonic() + 20
+    while (left := vault.leases()) and time.monotonic() < ends:
+        time.sleep(0.1)
+    assert left == []
 
 
 def test_applied_again_after_its_deletion_a_database_goes_on_with_the_next_epochs(

@@ -403,6 +403,16 @@ def test_a_deleted_database_revokes_its_logins_and_then_goes() -> None:
     assert [step.action for step in plan.steps] == [SetFinalizer(present=False)]
 
 
+def test_a_deleted_database_takes_the_own_logins_of_before_with_it_without_waiting() -> None:
+    young = replace(OWN, issued_at=NOW - timedelta(seconds=2))
+    settled = with_vault(BEFORE, PRESENT, now=young)
+    assert settled.credentials is not None
+    plan = end(replace(settled, credentials=replace(settled.credentials, logins=())))
+    ended, *_roles, last = [step.action for step in plan.steps]
+    assert ended == RevokeLogin(1, "v-1", "lease-1")
+    assert last == SetFinalizer(present=False)
+
+
 def test_a_deleted_database_whose_logins_cannot_be_revoked_goes_after_its_deadline() -> None:
     vault = with_vault(PRESENT, unavailable="sealed")
     plan = end(vault, 599)

@@ -281,19 +281,7 @@ class Place:
 
     def fingerprint(self, key: Key) -> dict[str, Any]:
         """All that PostgreSQL and the catalog hold of an index, without what differs from one to the next."""
-        schema = self.schema(key)
-        number = self.one("SELECT id FROM polaris.indexes WHERE schema_name = %s", schema)
-        catalog = self.one("SELECT id FROM polaris.catalog")
-        found = {
-            name: self.sql(query, schema=schema, number=number, role=f"polaris_{catalog}_i{number}_%")
-            for name, query in _FINGERPRINT.items()
-        }
-        text = repr(found)
-        for this, that in ((schema, "SCHEMA"), (f"{catalog}_i{number}", "INDEX"), (catalog, "CATALOG")):
-            text = text.replace(this, that)
-        text = re.sub(r"_login_\d+", "_login", text)
-        plain: dict[str, Any] = ast.literal_eval(text)
-        return plain
+        return fingerprint(self.database, self.schema(key))
 
     def _grant(self, database: Database) -> None:
         """Grant what administrators grant, and make the operator a login that is no superuser."""
@@ -344,6 +332,31 @@ _FINGERPRINT = {
         SELECT number, state, embedding::text, chunking::text, vector_index FROM polaris.generations
         WHERE index_id = %(number)s""",
 }
+
+
+def catalog_of(database: Database) -> str:
+    """Return the id of the catalog in a database."""
+    return str(servers.run(database.dsn, "SELECT id FROM polaris.catalog")[0][0])
+
+
+def fingerprint(database: Database, schema: str) -> dict[str, Any]:
+    """All that PostgreSQL and the catalog hold of the index in a schema, without what differs."""
+    catalog = catalog_of(database)
+    with closing(servers.connect(database.dsn)) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT id FROM polaris.indexes WHERE schema_name = %s", (schema,))
+        ((number,),) = cursor.fetchall()
+        named = {"schema": schema, "number": number, "role": f"polaris_{catalog}_i{number}_%"}
+        found = {}
+        for name, query in _FINGERPRINT.items():
+            cursor.execute(query, named)
+            found[name] = cursor.fetchall()
+    text = repr(found)
+    for this, that in ((schema, "SCHEMA"), (f"{catalog}_i{number}", "INDEX"), (catalog, "CATALOG")):
+        text = text.replace(this, that)
+    text = re.sub(r"\bv-[\w-]+", "v-login", re.sub(r"_login_\d+", "_login", text))
+    plain: dict[str, Any] = ast.literal_eval(text)
+    return plain
+
 
 _KINDS: tuple[Any, ...] = ("PolarisDatabase", "PolarisIndex")
 
@@ -409,4 +422,14 @@ def database_in(server: PostgresServer, name: str | None = None) -> Iterator[Dat
         servers.drop_database(made)
 
 
-__all__ = ["DIMENSION", "MAIN", "Place", "database_in", "index_manifest", "place_in", "said_of"]
+__all__ = [
+    "DIMENSION",
+    "MAIN",
+    "Place",
+    "catalog_of",
+    "database_in",
+    "fingerprint",
+    "index_manifest",
+    "place_in",
+    "said_of",
+]

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from operator_index.place import Place, index_manifest, said_of
+from operator_index.place import MAIN, Place, index_manifest, said_of
 from operator_index.worlds import CATALOG, NOW, resource, row, spec
 from polaris.status import Reason
 from polaris_cli.up.postgres import LocalPostgres
 from polaris_operator.collector import is_orphan
 from polaris_operator.objects import Key
-from polaris_operator.steps import Step
+from polaris_operator.steps import SetFinalizer, Step
 
 AT_ONCE: dict[str, Any] = {"deletionPolicy": "Delete", "undeleteSeconds": 0}
 ACCESS: dict[str, Any] = {"access": [{"name": "reporting", "secretName": "handbook-reporting"}]}
@@ -78,6 +78,24 @@ def test_with_delete_a_crash_between_any_two_steps_is_mended(here: Place) -> Non
         done += 1
 
     assert done > 4
+
+
+@pytest.mark.postgres
+def test_a_database_that_is_deleted_too_waits_for_an_object_that_a_crash_left_on_its_way_out(
+    here: Place,
+) -> None:
+    key = here.ready(**AT_ONCE)
+    here.remove(key)
+    here.remove(MAIN)
+    here.objects.look()
+    *steps, last = here.decide(key).steps
+    assert isinstance(last.action, SetFinalizer)
+    here.act(key, steps)
+    here.restart()
+    here.go()
+    here.go()
+    assert here.objects.get(key) is None
+    assert here.objects.get(MAIN) is None
 
 
 @pytest.mark.postgres

@@ -62,6 +62,8 @@ class FolderScene:
     def abandon(self) -> None:
         """Leave it as a kill -9 would: nothing is logged out of, nothing revoked."""
         for entry in self.operator.databases._entries.values():
+            if entry.listener is not None:
+                entry.listener.stop()
             for door in (entry.postgres, entry.vault):
                 if door is not None:
                     door.close()

@@ -16,7 +16,7 @@ from polaris.sql import compose
 from polaris_operator import sessions
 from polaris_operator.bootstrap import NEEDED_WITH_VAULT_ONLY, Grant
 from polaris_operator.doors import Doors
-from polaris_operator.objects import Key, Resource
+from polaris_operator.objects import Key, Resource, database_of
 from polaris_operator.observe.credentials import gather_credentials
 from polaris_operator.plan.database import (
     PURPOSES,
@@ -137,12 +137,23 @@ def gather_database(
         return world
     with doors.postgres.read() as connection:
         catalog = _catalog(connection, resource.key, doors)
+    if catalog is not None and resource.deleted_at is not None:
+        catalog = replace(catalog, in_use_by=(*catalog.in_use_by, *_leaving(catalog, resource.key, doors)))
     world = replace(world, catalog=catalog)
     if catalog is None or fence is None or in_the_way(spec, world) is not None:
         return world
     wanted = wanted_logins(resource.key, spec, catalog.id)
     owner = logins_owner(resource.key, doors.process.installation)
     return replace(world, credentials=gather_credentials(doors, resource, owner, wanted, now))
+
+
+def _leaving(catalog: CatalogSeen, database: Key, doors: Doors) -> Iterator[str]:
+    """Return objects on their way out which the catalog has let go of: without us nobody lets them go."""
+    for index in doors.objects.list("PolarisIndex"):
+        name = f"{index.key.namespace}/{index.key.name}"
+        held = index.deleted_at is not None and names.FINALIZER in index.finalizers
+        if held and database_of(index) == database and name not in catalog.in_use_by:
+            yield name
 
 
 def _missing(connection: Connection, vector: str | None, *, vault: bool) -> Iterator[Grant]:

@@ -115,11 +115,21 @@ def _plan_in_use(case: _Case) -> Plan:
 
 
 def _plan_deletion(case: _Case) -> Plan:
-    """End the logins, then what issues them, then let go. The catalog and its groups stay."""
+    """End the logins, then what issues them, then let go. The catalog and its groups stay.
+
+    The operator's own login of before goes too, at once: nobody leads here any more who would end it later.
+    """
     if case.credentials.logins:
         return plan_credentials((), case.credentials, case.now)
-    steps = [*_forget_vault_roles(case), *(_let_go("its logins are revoked") if case.held else ())]
+    steps = [*_own_of_before(case), *_forget_vault_roles(case)]
+    steps += _let_go("its logins are revoked") if case.held else ()
     return Plan(tuple(steps))
+
+
+def _own_of_before(case: _Case) -> tuple[Step, ...]:
+    if case.world.own is None or not _vault_answers(case.credentials):
+        return ()
+    return tuple(_revoke_own(case.catalog, case.world.own.username))
 
 
 def _forget_vault_roles(case: _Case) -> Iterator[Step]:
