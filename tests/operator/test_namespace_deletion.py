@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from polaris_cli.up.openbao import LocalOpenBao
 from polaris_cli.up.postgres import LocalPostgres
 from polaris_operator.objects import Key
 from scenes.cluster import PATIENCE_SECONDS, OperatorProcess, apply, eventually, get, says
-from scenes.town import Town
+from scenes.town import ACCOUNT, LOGINS, Town
 from soak import SOAKING, times
 
 pytestmark = [pytest.mark.postgres, pytest.mark.kubernetes]
@@ -29,7 +30,11 @@ RETAIN_SECONDS = 10.0
 CONTROLLER_SECONDS = 9.0
 INDEXES: dict[str, dict[str, Any]] = {
     "keep": {},
-    "aside": {"deletionPolicy": "Delete", "deletionDeadlineSeconds": DEADLINE},
+    "aside": {
+        "deletionPolicy": "Delete",
+        "deletionDeadlineSeconds": DEADLINE,
+        "access": [{"name": "reporting", "secretName": "aside-reporting"}],  # Goes with the namespace.
+    },
     "drop": {"deletionPolicy": "Delete", "deletionDeadlineSeconds": DEADLINE, "undeleteSeconds": 0},
 }
 
@@ -107,12 +112,26 @@ def seconds_until_gone(cluster: Cluster, path: str, within: float) -> float:
     return time.monotonic() - began
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What a deletion needs, and may have to do without."""
+
+    town: Town
+    postgres: LocalPostgres
+    openbao: LocalOpenBao
+    operator: OperatorProcess
+
+
 @contextmanager
-def away(
-    faults: str, postgres: LocalPostgres, openbao: LocalOpenBao, operator: OperatorProcess
-) -> Iterator[None]:
-    """PostgreSQL, Vault and the operator, as far as they are named, are away; that one is started anew."""
+def away(faults: str, parts: Parts) -> Iterator[None]:
+    """What is named is away; the operator is started anew meanwhile."""
+    postgres, openbao, operator = parts.postgres, parts.openbao, parts.operator
     with ExitStack() as back:
+        if "secret" in faults:
+            back.callback(account, parts.town, "create")
+            account(parts.town, "delete")
+            for login in LOGINS:
+                parts.town.cluster.kubectl("delete", "secret", login, "-n", parts.town.namespace)
         if "postgres" in faults:
             back.callback(postgres.start)
             postgres.stop()
@@ -125,12 +144,14 @@ def away(
         yield
 
 
+def account(town: Town, verb: str) -> None:
+    """Make or remove the ServiceAccount by which the operator gets its own login."""
+    town.cluster.kubectl(verb, "serviceaccount", ACCOUNT, "-n", town.namespace)
+
+
 # In `make test` all of them at once.
-FAULTS = (
-    ("postgres vault operator",)
-    if not SOAKING
-    else ("postgres vault operator", "postgres", "vault", "operator", "")
-)
+ALL = "postgres vault secret operator"
+FAULTS = (ALL, *ALL.split(), "") if SOAKING else (ALL,)
 
 
 @pytest.mark.soak
@@ -139,22 +160,23 @@ def test_a_namespace_goes_in_time_whatever_is_away_and_what_is_left_is_cleaned_u
     town: Town, operator: OperatorProcess, postgres: LocalPostgres, openbao: LocalOpenBao
 ) -> None:
     begun(town)
-    (other,) = made_here(town)
+    other = made_here(town)
+    parts = Parts(town, postgres, openbao, operator)
     untouched = rows_of(town, town.namespace)
     for faults in times(1, 20) * FAULTS:
-        retained, deleted = _deleted(town, lambda: away(faults, postgres, openbao, operator))  # noqa: B023
+        retained, deleted = _deleted(town, away(faults, parts))
         print(f"{faults or 'nothing'} away: Retain {retained:.1f} s, Delete {deleted:.1f} s")
         assert rows_of(town, town.namespace) == untouched
         eventually("the other index to be ready", lambda: says(town.cluster, other, "Ready")[0] == "True")
 
 
-def _deleted(town: Town, away: Callable[[], AbstractContextManager[None]]) -> tuple[float, float]:
+def _deleted(town: Town, away: AbstractContextManager[None]) -> tuple[float, float]:
     """Delete a namespace whose indexes are kept, and one with others; return how long each took to go."""
     team, kept = (f"{town.namespace}-{name}" for name in ("team", "kept"))
     made(town, team, **INDEXES)
     made(town, kept, keep={}, paused={"deletionPolicy": "Delete"})
     suspend(town, Key("PolarisIndex", kept, "paused"))
-    with away():
+    with away:
         town.cluster.kubectl("delete", "namespace", team, kept, "--wait=false")
         retained = seconds_until_gone(town.cluster, f"/api/v1/namespaces/{kept}", RETAIN_SECONDS)
         patience = 3 * DEADLINE + CONTROLLER_SECONDS + RETAIN_SECONDS
@@ -163,6 +185,7 @@ def _deleted(town: Town, away: Callable[[], AbstractContextManager[None]]) -> tu
     wait_for_rows(town, team, cleaned_up)
     wait_for_rows(town, kept, dict.fromkeys(("keep", "paused"), ("released", False)))
     over = "UPDATE polaris.indexes SET drop_after = now() WHERE namespace = %s"
+    eventually("no login of it to be left", lambda: not readers(town))
     for namespace in (team, kept):
         run(town.database.dsn, over, namespace)
         wait_for_rows(town, namespace, {})
@@ -176,11 +199,22 @@ def wait_for_rows(town: Town, namespace: str, wanted: dict[str, tuple[str, bool]
         time.sleep(0.1)
 
 
-def made_here(town: Town) -> list[Key]:
+def readers(town: Town) -> list[str]:
+    """Logins in PostgreSQL that are members of a reader of an index."""
+    rows = run(
+        town.database.dsn,
+        "SELECT r.rolname FROM pg_auth_members m JOIN pg_roles r ON r.oid = m.member JOIN pg_roles g"
+        " ON g.oid = m.roleid, polaris.catalog c WHERE r.rolcanlogin"
+        " AND g.rolname LIKE 'polaris\\_' || c.id || '\\_i%%\\_reader'",
+    )
+    return [row[0] for row in rows]
+
+
+def made_here(town: Town) -> Key:
     """An index in the namespace of the database."""
     key = apply(town.cluster, manifest(town, town.namespace, "other"))
     eventually("the other index", lambda: says(town.cluster, key, "Ready")[0] == "True")
-    return [key]
+    return key
 
 
 def suspend(town: Town, key: Key) -> None:
