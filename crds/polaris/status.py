@@ -59,7 +59,13 @@ class Reason(StrEnum):
     IN_USE = "InUse"
     SUSPENDED = "Suspended"
     BUILD_FAILED = "BuildFailed"
+    DISK_FULL = "DiskFull"
+    OUT_OF_MEMORY = "OutOfMemory"
+    SHARED_MEMORY_TOO_SMALL = "SharedMemoryTooSmall"
     BELOW_TARGET = "BelowTarget"
+    # It goes on, and somebody may want to do something about it: Events of this reason.
+    MEMORY_TOO_SMALL = "MemoryTooSmall"
+    OLD_TRANSACTION = "OldTransaction"
     # What the world looks like, and therefore what a step does.
     DRIFTED = "Drifted"
     ROLE_MISSING = "RoleMissing"
@@ -70,6 +76,7 @@ class Reason(StrEnum):
     INDEX_MISSING = "IndexMissing"
     INDEX_INVALID = "IndexInvalid"
     INDEX_REPLACED = "IndexReplaced"
+    INDEX_DECAYED = "IndexDecayed"
     ATTRIBUTE_ADDED = "AttributeAdded"
     ATTRIBUTE_REMOVED = "AttributeRemoved"
     SPEC_CHANGED = "SpecChanged"

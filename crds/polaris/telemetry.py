@@ -126,7 +126,6 @@ def configure_logging(level: str = "info", *, plain: bool = False, straight: boo
             ],
             wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET),
             logger_factory=structlog.stdlib.LoggerFactory(),
-            cache_logger_on_first_use=True,
         )
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(

@@ -73,6 +73,8 @@ def apply(steps: Sequence[Step], doors: Doors, resource: Resource) -> Resource:
             resource = doors.objects.set_finalizer(resource, present=step.action.present)
         else:
             _carry_out(step.action, doors, resource)
+        for hindrance in step.hindrances:
+            doors.objects.event(resource, hindrance.reason.value, hindrance.message, warning=True)
         if step.told:
             doors.objects.event(resource, step.reason.value, step.sentence, warning=False)
         STEPS.labels(type(step.action).__name__, step.reason.value).inc()
@@ -92,8 +94,7 @@ def _carry_out(action: Action, doors: Doors, resource: Resource) -> None:  # noq
         case Verify():
             _verify(action, doors)
         case Migrate():
-            doors.keep_login()
-            with doors.postgres.unfenced() as connection:
+            with doors.prolonging(), doors.postgres.unfenced() as connection:
                 polaris_migrations.upgrade(connection, action.revision)
         case TakeOver():
             doors.postgres.take_over(action.installation, action.name, doors.process.holder)

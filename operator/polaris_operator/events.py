@@ -21,6 +21,9 @@ from polaris_operator.objects import Key
 
 _LOOK_SECONDS = 0.2
 """Between two looks whether to stop."""
+_SILENT_SECONDS = 20.0
+_CONNECT_SECONDS = 5.0
+_ANSWER_SECONDS = 30.0
 
 
 def registry(objects: KubernetesObjects, add: Callable[[Key], None]) -> kopf.OperatorRegistry:
@@ -65,6 +68,12 @@ def settings() -> kopf.OperatorSettings:
     # The operator lists the objects itself before it begins to watch, so their CRDs are there; and to
     # watch CRDs and namespaces would need rights on all of the cluster.
     made.scanning.disabled = True
+    # A watch can fall silent without an end; one of which nothing was heard begins anew where it was.
+    made.watching.inactivity_timeout = _SILENT_SECONDS
+    made.watching.connect_timeout = made.networking.connect_timeout = _CONNECT_SECONDS
+    made.networking.request_timeout = _ANSWER_SECONDS
+    # However long the API server was away. After the last, kopf gives up and is begun anew.
+    made.networking.error_backoffs = (1, 1, 2, 3, 5, 5, 5, 5)
     return made
 
 

@@ -23,7 +23,7 @@ from typing import TypeVar
 
 from prometheus_client import Gauge
 
-from polaris.errors import PolarisError
+from polaris.errors import ClusterUnavailable, PolarisError
 from polaris.settings import OperatorSettings
 from polaris.spec import Kind
 from polaris.telemetry import configure_logging, configure_tracing, logger
@@ -40,7 +40,7 @@ from polaris_operator.lease import Candidate, Term, lease_name
 from polaris_operator.measured import OBJECTS
 from polaris_operator.objects import Key, Objects
 from polaris_operator.patrol import patrol
-from polaris_operator.queue import Queue
+from polaris_operator.queue import LONGEST_DELAY_SECONDS, Queue
 from polaris_operator.reconcile import Reconciler, Sides
 from polaris_operator.sides.database import Database
 from polaris_operator.sides.index import Index
@@ -52,7 +52,11 @@ T = TypeVar("T")
 
 KINDS: tuple[Kind, ...] = ("PolarisDatabase", "PolarisIndex")
 RELIST_SECONDS = 300.0
+# An API server that answers again is asked again so soon, also after an hour of failures.
+_AWAY_SECONDS = 15.0
 _RETRY_SECONDS = 2.0
+# Tried again so long after its deadline at the latest, a deleted object goes.
+_JUST_AFTER_SECONDS = 0.1
 _LOOK_SECONDS = 1.0
 _END_SECONDS = 20.0
 # Nothing that it still does has an effect, and the next term begins after it.
@@ -129,13 +133,19 @@ class Operator:
             again = self.reconciler.reconcile(key)
         except PolarisError as error:
             log.warning("not done", object=str(key), error=str(error), kind=type(error).__name__)
-            self.queue.failed(key, self.reconciler.seconds_left(key))
+            away = isinstance(error, ClusterUnavailable)
+            self.queue.failed(key, self._longest(key, _AWAY_SECONDS if away else LONGEST_DELAY_SECONDS))
         except Exception:
             log.exception("not done", object=str(key))
-            self.queue.failed(key, self.reconciler.seconds_left(key))
+            self.queue.failed(key, self._longest(key, LONGEST_DELAY_SECONDS))
         else:
             # Spread, so that a thousand objects that were first seen together do not stay together.
             self.queue.done(key, None if again is None else again * random.uniform(0.9, 1.0))  # noqa: S311
+
+    def _longest(self, key: Key, seconds: float) -> float:
+        """Return how long a key that failed may wait at the most: a deleted object has its deadline."""
+        left = self.reconciler.seconds_left(key)
+        return seconds if left is None else min(seconds, left + _JUST_AFTER_SECONDS)
 
 
 def run_operator(settings: OperatorSettings, kubeconfig: str = "") -> None:
@@ -198,6 +208,8 @@ class _Cluster:
         self._operator: Operator | None = None
         """Of the term that lasts."""
         self._runs = False
+        self._missed = threading.Event()
+        """The watch begins anew, so it may not have seen what is gone: only a listing shows that."""
         self._watching = threading.Thread(target=self._watch, name="kopf", daemon=True)
         namespace = settings.operator_namespace or own_namespace()
         self._candidate = Candidate(
@@ -259,15 +271,23 @@ class _Cluster:
     def _relist(self) -> None:
         for key in _patiently(self._objects.relist, self._stop) or ():
             self._add(key)
-        self._stop.wait(RELIST_SECONDS)
+        end = time.monotonic() + RELIST_SECONDS
+        while not self._stop.wait(_RETRY_SECONDS) and time.monotonic() < end:
+            if self._missed.is_set():
+                self._missed.clear()
+                break
 
     def _watch(self) -> None:
         """Watch, again and again: kopf gives up when the API server is away for long."""
+        again = False
         while not self._stop.is_set():
             # Before the first listing the CRDs may not be there, and kopf looks for them once.
             if not self._objects.complete():
                 self._stop.wait(0.1)
                 continue
+            if again:
+                self._missed.set()
+            again = True
             try:
                 asyncio.run(events.watch(self._objects, self._add, self._namespaces, self._stop))
             except Exception:

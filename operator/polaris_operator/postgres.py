@@ -40,6 +40,7 @@ from polaris.errors import (
 )
 from polaris.spec import TlsMode
 from polaris.sql import Sql, compose, identifier, literal
+from polaris.status import Reason
 from polaris.telemetry import logger
 from polaris_operator import bootstrap, sessions
 from polaris_operator.steps import BuildIndex, ExecuteAlone
@@ -245,7 +246,7 @@ class Postgres:
         with contextlib.ExitStack() as stack:
             connection = stack.enter_context(self._session("build", action.settings))
             self._hold_fence(connection)
-            if not _try_lock(connection, action.lock) or _relation_exists(connection, action):
+            if not _try_lock(connection, action.lock) or not _is_due(connection, action):
                 return False
             session = stack.pop_all()
         threading.Thread(
@@ -357,12 +358,14 @@ class Postgres:
         try:
             with session:
                 run(connection, action.statement)
+                if action.afterwards is not None:
+                    run(connection, action.afterwards)
         except Exception as error:  # noqa: BLE001  the end of a thread: it is kept and shown
             failed = self.failures.get(which)
             late = isinstance(error, Conflict)
             message = " ".join(str(error).split()) + (self._in_the_way(action) if late else "")
             count = failed.count + 1 if failed and failed.late == late else 1
-            self.failures[which] = BuildFailure(message, datetime.now(UTC), count, late)
+            self.failures[which] = BuildFailure(message, datetime.now(UTC), count, late, _why_failed(error))
             log.warning("build failed", schema=action.schema, index=action.index, error=message)
         else:
             self.failures.pop(which, None)
@@ -518,12 +521,23 @@ def _become_operator(connection: Connection, statement: str, database: str) -> N
 
 def _check(connection: Connection, guards: Sequence[Sql]) -> None:
     for guard in guards:
-        if run(connection, compose("SELECT ({guard})", guard=guard)).scalar_one() is not True:
+        if not _holds(connection, guard):
             raise Conflict(f"no longer true: {guard}")
+
+
+def _holds(connection: Connection, guard: Sql) -> bool:
+    return run(connection, compose("SELECT ({guard})", guard=guard)).scalar_one() is True
 
 
 def _try_lock(connection: Connection, key: int) -> bool:
     return connection.exec_driver_sql("SELECT pg_try_advisory_lock(%s)", (key,)).scalar_one() is True
+
+
+def _is_due(connection: Connection, action: BuildIndex) -> bool:
+    """Whether there still is something to build; asked under the lock."""
+    if not action.guards:
+        return not _relation_exists(connection, action)
+    return all(_holds(connection, guard) for guard in action.guards)
 
 
 def _relation_exists(connection: Connection, action: BuildIndex) -> bool:
@@ -596,6 +610,18 @@ def _translate(error: exc.DBAPIError) -> PolarisError:
         refused = any(words in said for words in _REFUSALS)
         return DatabaseRefused(said) if refused else DatabaseUnavailable(said)
     return Refused(f"PostgreSQL's driver refuses with {type(error.orig).__name__}")
+
+
+def _why_failed(error: Exception) -> Reason:
+    """Return what a build lacked, where PostgreSQL says so."""
+    cause = error.__cause__
+    state = _sqlstate(cause) if isinstance(cause, exc.DBAPIError) else None
+    if state == psycopg2.errorcodes.OUT_OF_MEMORY:
+        return Reason.OUT_OF_MEMORY
+    if state != psycopg2.errorcodes.DISK_FULL:
+        return Reason.BUILD_FAILED
+    # Memory that processes share is a file in /dev/shm, of this name in any language.
+    return Reason.SHARED_MEMORY_TOO_SMALL if '"/PostgreSQL.' in str(error) else Reason.DISK_FULL
 
 
 def _spelled(state: str) -> str:

@@ -21,9 +21,9 @@ FIRST_DELAY_SECONDS = 0.5
 LONGEST_DELAY_SECONDS = 60.0
 
 
-def delay(failures: int, jitter: float) -> float:
+def delay(failures: int, jitter: float, longest: float = LONGEST_DELAY_SECONDS) -> float:
     """Return the seconds to wait after so many failures in a row; `jitter` is in [0, 1)."""
-    whole = min(FIRST_DELAY_SECONDS * 2.0 ** min(failures - 1, 16), LONGEST_DELAY_SECONDS)
+    whole = min(FIRST_DELAY_SECONDS * 2.0 ** min(failures - 1, 16), longest)
     return whole * (0.5 + jitter / 2)
 
 
@@ -82,12 +82,12 @@ class Queue(Generic[K]):
             self._failures.pop(key, None)
             self._give_back(key, None if again_after is None else self._clock() + again_after)
 
-    def failed(self, key: K, at_most: float | None = None) -> None:
-        """Give a key back whose look failed; it comes back after a while, `at_most` after so many seconds."""
+    def failed(self, key: K, longest: float = LONGEST_DELAY_SECONDS) -> None:
+        """Give a key back whose look failed; it comes back after a while, at the latest after `longest`."""
         with self._changed:
             self._failures[key] = self._failures.get(key, 0) + 1
-            wait = delay(self._failures[key], self._jitter())
-            self._give_back(key, self._clock() + (wait if at_most is None else min(wait, at_most)))
+            at = self._clock() + delay(self._failures[key], self._jitter(), longest)
+            self._give_back(key, at)
 
     def close(self) -> None:
         """Wake all workers; nothing is handed out any more, and nothing waits."""

@@ -48,7 +48,7 @@ class ExecuteAlone:
 
 @dataclass(frozen=True)
 class BuildIndex:
-    """Build an index in a session of its own, which holds an advisory lock while it lives.
+    """Build an index, or work one over, in a session of its own, which holds an advisory lock meanwhile.
 
     The build belongs to PostgreSQL: `apply` starts it and does not wait for its end. Who finds the
     lock held watches the build and never starts a second. Once the lock is ours we look again whether
@@ -67,6 +67,11 @@ class BuildIndex:
     """Of the session: maintenance_work_mem, max_parallel_maintenance_workers, statement_timeout."""
     table: str = ""
     """What the index is on: where the build does not get its lock, who has one is told."""
+    guards: tuple[Sql, ...] = ()
+    """Where something of that name is worked over (REINDEX, VACUUM): what must be true under the lock, in
+    place of that there is nothing of that name yet."""
+    afterwards: Sql | None = None
+    """What is run next in the same session; where the session ends in between, somebody sees what is left."""
 
 
 @dataclass(frozen=True)
@@ -198,6 +203,15 @@ Action: TypeAlias = (
 
 
 @dataclass(frozen=True)
+class Hindrance:
+    """What will make a step slower than it need be."""
+
+    reason: Reason
+    message: str
+    """With what to do about it."""
+
+
+@dataclass(frozen=True)
 class Step:
     """One thing to do, and why."""
 
@@ -208,6 +222,8 @@ class Step:
     """Whether it removes what can't be made again from the stored documents."""
     told: bool = False
     """Whether the sentence becomes an Event, once it is done: somebody will want to know."""
+    hindrances: tuple[Hindrance, ...] = ()
+    """They become Warnings when the step is taken."""
 
 
 @dataclass(frozen=True)
@@ -240,7 +256,9 @@ def statements(action: Action) -> str:
     match action:
         case Execute():
             return ";\n".join(action.statements)
-        case ExecuteAlone() | BuildIndex():
+        case BuildIndex():
+            return ";\n".join(filter(None, (action.statement, action.afterwards)))
+        case ExecuteAlone():
             return action.statement
         case _:
             return ""

@@ -12,6 +12,8 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 
+import structlog
+
 from polaris_cli import main
 
 
@@ -74,6 +76,7 @@ def _as_in_a_process(variables: Mapping[str, str]) -> Iterator[None]:
         os.environ.update(before)
         logging.root.handlers[:] = handlers
         logging.root.setLevel(level)
+        structlog.reset_defaults()
 
 
 def command(*arguments: str | Path) -> list[str]:

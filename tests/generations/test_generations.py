@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import psycopg2.errors
 import pytest
 
 from embed.doubles import HashedProvider, serving
-from generations.models import Several
+from generations.models import Remembered, Several, Universal
 from generations.traffic import traffic
+from generations.waits import SETTINGS, Waits
 from mission.system import wait_for
 from operations.site import (
     NAMESPACE,
@@ -25,27 +28,53 @@ from operations.site import (
     uri,
 )
 from parts import servers
-from polaris_cli.up.postgres import PostgresServer
-from soak import times
+from polaris_cli.up.postgres import LocalPostgres, PostgresServer
+from polaris_service.embed.local import MODEL, LocalProvider, default_cache
+from soak import SOAKING, times
 
 pytestmark = [pytest.mark.postgres, pytest.mark.soak]
 
+REAL: dict[str, Any] = {"model": "multilingual-e5-small", "dimension": 384}
+OTHER_REAL: dict[str, Any] = {"model": "universal-sentence-encoder", "dimension": 512}
 OLD = {"model": "old", "dimension": 384}
 NEW = {"model": "new", "dimension": 256}
 THIRD = {"model": "third", "dimension": 64}
+# The first users' language, in which both real models are at home.
+SUBJECTS = """
+férias reembolso viagem hotel táxi almoço computador celular crachá senha
+uniforme capacete salário bônus contrato demissão aviso atestado vacina creche
+escola bolsa idioma plano dentista óculos farmácia academia estacionamento bicicleta
+ônibus combustível pedágio multa seguro acidente incêndio extintor alarme portaria
+visita reunião auditório impressora papel caneta cadeira mesa monitor teclado
+rede servidor arquivo backup nota fatura imposto recibo banco cheque
+""".split()  # noqa: SIM905  (sixty lines for sixty words)
+LEAVE = {
+    f"d{n}": f"O pedido de {subject} é feito ao setor {n % 7} com {n + 2} dias de antecedência."
+    for n, subject in enumerate(SUBJECTS)
+}
 KNOWN = {f"d{n}": f"Whoever asks for leave {n} in month {n % 12} gets {n * 7} days of it." for n in range(60)}
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[PostgresServer]:
+def server() -> Iterator[LocalPostgres]:
     with servers.running(servers.postgres18()) as running:
         grant(running)
+        for setting in SETTINGS:
+            execute(uri(running, "postgres"), f"ALTER SYSTEM SET {setting}")
+        execute(uri(running, "postgres"), "SELECT pg_reload_conf()")
         yield running
 
 
 @pytest.fixture(scope="module")
 def every_model() -> Several:
-    return Several(HashedProvider(384, "old"), HashedProvider(256, "new"), HashedProvider(64, "third"))
+    real = Remembered(LocalProvider(default_cache(os.environ), threads=1), MODEL)
+    return Several(
+        HashedProvider(384, "old"),
+        HashedProvider(256, "new"),
+        HashedProvider(64, "third"),
+        real,
+        Remembered(Universal(), Universal.offered),
+    )
 
 
 @pytest.fixture
@@ -98,7 +127,14 @@ class Case:
             ready = self.system.condition("PolarisIndex", self.name)
             return ready.get("status") == "True" and status["active"]["model"] == model
 
-        wait_for(f"{self.name} to serve {model}", holds)
+        self.waits(f"{self.name} to serve {model}", holds)
+
+    def waits(self, what: str, holds: Callable[[], bool]) -> None:
+        """Wait until something holds; AssertionError with what the object says meanwhile."""
+        try:
+            wait_for(what, holds)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; it says {self.status}") from None
 
     def leaves(self, generation: int) -> None:
         """Wait until another generation serves."""
@@ -155,29 +191,40 @@ class Case:
 
 
 def test_a_change_of_model_loses_no_query_and_no_document_and_goes_back_in_a_moment(
-    system: Site, server: PostgresServer, models: Several
+    system: Site, server: LocalPostgres, models: Several
 ) -> None:
     case = Case(system, server, "handbook")
-    case.apply(embedding=OLD)
-    system.load([{"id": name, "text": text} for name, text in KNOWN.items()])
+    case.apply(embedding=REAL)
+    system.load([{"id": name, "text": text} for name, text in LEAVE.items()])
     system.level()
-    rounds = times(1, 10)
-    with traffic(system, "handbook", KNOWN) as seen:
-        for _ in range(rounds):
-            case.apply(embedding=NEW)
-            wait_for("answers of the new generation", lambda: seen.generations[-1] == 2)
+    rounds, waits, back = times(1, 20), Waits(server.log_file), list[float]()
+    started = time.monotonic()
+    with traffic(system, "handbook", LEAVE, askers=times(1, 6), asks_a_second=times(50, 200)) as seen:
+        for number in range(2, 2 + rounds):
+            # Cut at another length it is a generation that is not there yet, round after round.
+            case.apply(embedding=OTHER_REAL, chunking={"maxTokens": 100 + number, "overlapTokens": 0})
+            case.waits("answers of the new generation", partial(seen.all_see, number))
             assert case.status["previous"]["generation"] == 1
-            before = models.passages["old"]
-            case.apply(embedding=OLD)
-            wait_for("answers of the old generation", lambda: seen.generations[-1] == 1)
+            before, begun = models.passages[MODEL.model], time.monotonic()
+            case.apply(embedding=REAL, wait=False)
+            case.waits("answers of the old generation", partial(seen.all_see, 1))
+            back.append(time.monotonic() - begun)
             # The way back embedded what was new, and nothing else.
-            assert models.passages["old"] - before < len(KNOWN)
+            assert models.passages[MODEL.model] - before < len(LEAVE)
+            case.serves(REAL["model"])
     assert seen.wrong == []
-    assert seen.generations == [1, *([2, 1] * rounds)]
+    expected = [1, *(number for new in range(2, 2 + rounds) for number in (new, 1))]
+    assert all(told == expected for told in seen.generations)
+    if SOAKING:
+        pace = len(seen.seconds) / (time.monotonic() - started)
+        print(f"{rounds} switches and as many back, {len(seen.seconds)} questions, {pace:.0f}/s")
+        print(f"back in {max(back):.2f} s at most, waits for locks: {waits.seen()}")
+        assert max(back) < 5.0
+        assert all(milliseconds < 50 for milliseconds, *_ in waits.seen())
     system.level()
     for name, text in seen.present.items():
         assert name in {hit["document"] for hit in system.search(query=text, k=3)}
-    case.holds({**KNOWN, **seen.present})
+    case.holds({**LEAVE, **seen.present})
 
 
 @pytest.mark.parametrize(
@@ -229,20 +276,21 @@ def test_a_generation_that_lacks_a_document_does_not_serve_until_it_has_it(
 ) -> None:
     case = Case(system, server, "gated")
     case.apply(embedding=OLD)
-    system.load(
-        [*({"id": name, "text": text} for name, text in KNOWN.items()), {"id": "odd", "text": "An oddity."}],
-        case.name,
-    )
-    system.level(case.name)
+    system.load([{"id": name, "text": text} for name, text in KNOWN.items()], case.name)
     models.refused["new"] = "oddity"
-    case.apply(embedding=NEW, wait=False)
-    message = system.wait("PolarisIndex", case.name, "GateFailed")
-    assert f"of {len(KNOWN) + 1} documents 1 are missing" in message
-    assert system.condition("PolarisIndex", case.name, "Serving")["status"] == "True"
-    assert case.status["active"]["generation"] == 1
-    assert system.search(case.name, query="An oddity.", k=1)[0]["document"] == "odd"
-    assert system.http.delete(f"{system.path(case.name)}/documents/odd").is_success
-    case.serves("new")
+    for number in range(times(1, 20)):
+        system.load([{"id": "odd", "text": f"An oddity, {number}."}], case.name)
+        system.level(case.name)
+        before = case.status["active"]["generation"]
+        case.apply(embedding=NEW, chunking={"maxTokens": 100 + number, "overlapTokens": 0}, wait=False)
+        message = system.wait("PolarisIndex", case.name, "GateFailed")
+        assert f"of {len(KNOWN) + 1} documents 1 are missing" in message
+        assert system.condition("PolarisIndex", case.name, "Serving")["status"] == "True"
+        assert case.status["active"]["generation"] == before
+        assert system.search(case.name, query="An oddity.", k=1)[0]["document"] == "odd"
+        assert system.http.delete(f"{system.path(case.name)}/documents/odd").is_success
+        case.serves("new")
+        case.apply(embedding=OLD)
 
 
 def test_a_change_of_mind_on_the_way_ends_where_the_last_spec_says(

@@ -110,7 +110,7 @@ def test_a_failed_key_comes_back_when_it_has_to_be_looked_at_whatever_its_delay(
     queue.add("a")
     for _ in range(10):
         take(queue)
-        queue.failed("a", at_most=0.5)
+        queue.failed("a", longest=0.5)
         assert take(queue) is None
         clock.now += 0.5
     assert take(queue) == "a"

@@ -1,19 +1,18 @@
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from typing import Any
 
 import psycopg2
 import pytest
 
-from operator_index.place import PATIENCE_SECONDS, Place, index_manifest, said_of
+from operator_index.place import Place, index_manifest, said_of
+from operator_index.watch import builds, eventually, held_up, started, the_build, valid, vector_index
 from parts import servers
 from polaris.status import Reason
+from polaris_cli.up.postgres import LocalPostgres
 from polaris_operator.objects import Key
 from polaris_operator.steps import BuildIndex
 from polaris_operator.world.index import build_lock
@@ -24,79 +23,6 @@ ROWS = 500
 # A plain build of these takes a second or two: long enough to be met while it lives.
 MANY_ROWS = 3000
 OTHER = {"m": 8, "efConstruction": 64}
-
-
-def builds(place: Place) -> list[int]:
-    return [
-        pid
-        for (pid,) in place.sql(
-            "SELECT pid FROM pg_stat_progress_create_index WHERE datname = current_database()"
-        )
-    ]
-
-
-def the_build(place: Place) -> int:
-    """The one build, which may need a moment to be seen once its session has its lock."""
-    eventually(lambda: bool(builds(place)))
-    (pid,) = builds(place)
-    return pid
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE_SECONDS
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
-def vector_index(place: Place, key: Key) -> str | None:
-    found: str | None = place.one(
-        "SELECT g.vector_index FROM polaris.generations g JOIN polaris.indexes i ON i.id = g.index_id"
-        " WHERE i.name = %s",
-        key.name,
-    )
-    return found
-
-
-def valid(place: Place, key: Key) -> dict[str, bool]:
-    return dict(
-        place.sql(
-            "SELECT c.relname, i.indisvalid FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid"
-            " WHERE c.relnamespace = to_regnamespace(%s) AND c.relname LIKE 'g1_chunks_vector_%%'",
-            place.schema(key),
-        )
-    )
-
-
-@contextmanager
-def started(place: Place) -> Iterator[subprocess.Popen[str]]:
-    """Another process of the same installation that has begun what there was to begin."""
-    place.stop()
-    command = [sys.executable, "-m", "operator_index.starter", str(place.data), str(place.manifests)]
-    paths = os.pathsep.join(["tests", *sys.path])
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": paths}
-    )
-    try:
-        assert process.stdout is not None
-        while (line := process.stdout.readline()) and line != "begun\n":
-            pass
-        assert line == "begun\n"
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-        place.start()
-
-
-@contextmanager
-def held_up(place: Place, key: Key) -> Iterator[None]:
-    """A writer that does not come to an end: CREATE INDEX CONCURRENTLY waits for it, alive."""
-    with closing(servers.connect(place.database.dsn)) as writer, writer.cursor() as cursor:
-        schema = place.schema(key)
-        cursor.execute(f"BEGIN; UPDATE {schema}.g1_chunks SET version = 1 WHERE document_id = 1")
-        yield
-        writer.rollback()
 
 
 @contextmanager
@@ -216,6 +142,47 @@ def test_a_build_that_keeps_failing_says_so_and_is_not_tried_at_once(here: Place
     assert "canceling statement" in said_of(status, "Ready")["message"]
     assert said_of(status, "Serving")["status"] == "True"
     assert builds(here) == []
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"), [("53100", Reason.DISK_FULL), ("53200", Reason.OUT_OF_MEMORY)], ids=str
+)
+def test_what_a_build_lacked_is_said(here: Place, state: str, reason: Reason) -> None:
+    key = here.ready()
+    here.fill(key, ROWS)
+    here.sql(
+        "CREATE FUNCTION public.lack() RETURNS event_trigger LANGUAGE plpgsql AS"
+        f" $$BEGIN RAISE 'there is none left' USING ERRCODE = '{state}'; END$$;"
+        "CREATE EVENT TRIGGER lack ON ddl_command_start WHEN TAG IN ('CREATE INDEX')"
+        " EXECUTE FUNCTION public.lack()"
+    )
+    here.put(index_manifest(index=OTHER))
+
+    status = here.until(key, lambda said: said_of(said, "Ready")["reason"] == reason)
+
+    assert "there is none left" in said_of(status, "Ready")["message"]
+    assert said_of(status, "Serving")["status"] == "True"
+
+
+def test_where_shared_memory_is_too_small_it_is_built_at_once_without_workers(
+    here: Place, postgres: LocalPostgres
+) -> None:
+    key = here.ready()
+    here.fill(key, ROWS)
+    # However small the table is; and no machine has so much memory for processes to share.
+    here.sql(f"ALTER TABLE {here.schema(key)}.g1_chunks SET (parallel_workers = 1)")
+    here.put(index_manifest(index=OTHER, build={"maintenanceWorkMem": "1900Gi"}))
+    seen: set[str] = set()
+
+    def holds(said: dict[str, Any]) -> bool:
+        seen.add(said_of(said, "Ready")["reason"])
+        return bool(said_of(said, "Ready")["status"] == "True")
+
+    since = postgres.log_file.stat().st_size
+    here.until(key, holds)
+
+    assert postgres.log_file.read_bytes()[since:].count(b'segment "/PostgreSQL.') >= 1
+    assert seen <= {Reason.BUILDING_INDEX, Reason.READY, Reason.INDEX_REPLACED}
 
 
 def test_an_edit_that_makes_a_build_useless_ends_it(here: Place) -> None:

@@ -4,6 +4,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from sqlalchemy import event
@@ -44,7 +45,8 @@ def counted(place: Place) -> Iterator[list[str]]:
 
 def lasting(world: IndexWorld) -> IndexWorld:
     """Leave out what changes by itself: the time, and estimates that PostgreSQL makes a moment later."""
-    relations = {name: replace(relation, rows=0) for name, relation in world.relations.items()}
+    counts: dict[str, Any] = {"rows": 0, "live": 0, "dead": 0, "changed": 0, "vacuumed_at": None}
+    relations = {name: replace(relation, **counts) for name, relation in world.relations.items()}
     return replace(world, now=NOW, relations=relations)
 
 

@@ -263,6 +263,14 @@ def test_the_old_spec_again_is_a_switch_and_nothing_else() -> None:
     assert "serving = 1" in statements(switch.action)
 
 
+@pytest.mark.parametrize("recall", [0.5, None], ids=["below the promise", "not measured"])
+def test_a_way_back_waits_for_no_recall(recall: float | None) -> None:
+    verified = {"verified_at": NOW, "verified": RIGHT}
+    decided = plan(switched(recall=recall, recall_at=None, **verified), OLD)
+
+    assert "Switch back from generation 2 to 1" in only(decided.steps).sentence
+
+
 def test_a_previous_generation_goes_when_its_time_is_over_and_its_tables_after_it() -> None:
     over = plan(superseded_at(switched(), NOW - 61 * MINUTE))
     assert over.steps == ()

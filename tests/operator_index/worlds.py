@@ -65,7 +65,7 @@ def row(of: PolarisIndexSpec, **changes: Any) -> IndexRow:
         state="active",
         deletion_policy=of.deletion_policy.value,
         schema=PLACE,
-        spec=of.model_dump(mode="json", by_alias=True),
+        spec=of.model_dump(mode="json", by_alias=True, exclude_defaults=True),
         object_generation=1,
         serving=1,
         updated_at=NOW - timedelta(hours=1),

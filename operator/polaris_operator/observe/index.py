@@ -38,7 +38,12 @@ from polaris_operator.world.index import (
     Verified,
 )
 
-_BASE = text("""
+OLD_TRANSACTION_SECONDS = 600
+"""A transaction that has been open for so long is told of before a build begins that will wait for it."""
+
+_BASE = text(
+    compose(
+        """
 SELECT c.id AS catalog, current_database() AS database, now() AS now,
   s.last_value + CAST(s.is_called AS integer) AS next_number,
   EXISTS (SELECT FROM pg_roles WHERE rolname = :issuer) AS issuer,
@@ -46,9 +51,18 @@ SELECT c.id AS catalog, current_database() AS database, now() AS now,
   (SELECT query_url FROM polaris.consumers
    WHERE kind = 'query' AND query_url IS NOT NULL
      AND reported_at > now() - make_interval(secs => :timeout)
-   ORDER BY reported_at DESC, id LIMIT 1) AS query_url
+   ORDER BY reported_at DESC, id LIMIT 1) AS query_url,
+  -- CONCURRENTLY waits for no other build, and for no VACUUM.
+  (SELECT {session} FROM pg_stat_activity a
+   WHERE a.datname = current_database() AND a.backend_type = 'client backend'
+     AND a.xact_start < now() - make_interval(secs => :old) AND a.application_name !~ {builds}
+   ORDER BY a.xact_start, a.pid LIMIT 1) AS old_transaction
 FROM polaris.catalog c CROSS JOIN polaris.indexes_id_seq s
-""")
+""",
+        session=sessions.told("a"),
+        builds=sessions.BUILDS,
+    )
+)
 
 _MODELS = text("""
 SELECT DISTINCT provider, model, revision, dimension FROM polaris.models
@@ -112,6 +126,9 @@ _RELATIONS = text(f"""
 SELECT n.nspname AS schema, c.relname AS name, c.relkind AS kind, pg_get_userbyid(c.relowner) AS owner,
   CAST(greatest(pg_stat_get_live_tuples(c.oid), c.reltuples, 0) AS bigint) AS rows,
   CASE c.relkind WHEN 'r' THEN coalesce(pg_relation_size(c.oid), 0) ELSE 0 END AS bytes,
+  pg_stat_get_live_tuples(c.oid) AS live, pg_stat_get_dead_tuples(c.oid) AS dead,
+  pg_stat_get_mod_since_analyze(c.oid) AS changed,
+  greatest(pg_stat_get_last_vacuum_time(c.oid), pg_stat_get_last_autovacuum_time(c.oid)) AS vacuumed_at,
   (SELECT json_agg(json_build_array(
        a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attstorage) ORDER BY a.attnum)
    FROM pg_attribute a
@@ -139,6 +156,7 @@ SELECT n.nspname AS schema, x.relname AS name, t.relname AS table,
     WHERE l.oid = i.indcollation[0] AND l.collname <> 'default'), '') AS collation,
   i.indisunique AS unique, i.indpred IS NOT NULL AS partial,
   EXISTS (SELECT FROM pg_constraint p WHERE p.conindid = x.oid) AS constraint,
+  CASE m.amname WHEN 'hnsw' THEN coalesce(pg_relation_size(x.oid), 0) ELSE 0 END AS bytes,
   (SELECT coalesce(json_agg(a.attname ORDER BY k.place), '[]')
    FROM unnest(CAST(i.indkey AS smallint[])) WITH ORDINALITY k(number, place)
    JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.number) AS columns
@@ -190,6 +208,37 @@ WHERE p.datname = current_database()
         prepared=sessions.told_prepared("x"),
     )
 )
+
+
+# What holds in a session of the service: of several settings the one that is closest to it, a login's of this
+# database first. Our own session shows the configuration file's, unless somebody set it for us alone.
+_FORBIDDEN = text("""
+WITH who AS (
+  SELECT CAST(0 AS oid) AS role, '' AS name UNION ALL
+  SELECT m.oid, m.rolname FROM pg_auth_members a JOIN pg_roles m ON m.oid = a.member
+  JOIN pg_roles r ON r.oid = a.roleid
+  WHERE r.rolname = format('polaris_%s_query', (SELECT id FROM polaris.catalog))),
+said AS (
+  SELECT DISTINCT ON (w.role) CAST(split_part(c.said, '=', 2) AS boolean) AS used,
+    concat('ALTER ', CASE WHEN s.setrole <> 0 THEN format('ROLE %I', w.name)
+        WHEN s.setdatabase = 0 THEN 'ROLE ALL' ELSE format('DATABASE %I', current_database()) END,
+      CASE WHEN s.setrole <> 0 AND s.setdatabase <> 0 THEN format(' IN DATABASE %I', current_database()) END,
+      ' RESET ', split_part(c.said, '=', 1)) AS remedy
+  FROM who w JOIN pg_db_role_setting s ON s.setrole IN (0, w.role)
+    AND s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
+  CROSS JOIN unnest(s.setconfig) c(said)
+  WHERE c.said LIKE 'enable\\_indexscan=%'
+  ORDER BY w.role, s.setrole <> 0 DESC, s.setdatabase <> 0 DESC)
+SELECT DISTINCT remedy FROM said WHERE NOT used UNION ALL
+SELECT concat('ALTER SYSTEM RESET ', name) FROM pg_settings
+WHERE name = 'enable_indexscan' AND setting = 'off'
+  AND source IN ('default', 'configuration file', 'command line', 'environment variable')
+ORDER BY 1
+""")
+
+
+# So many rows of each table are looked for in another.
+_FEW = 5
 
 
 @dataclass
@@ -248,8 +297,10 @@ def _worlds(
     waits = {row.key: tuple(row.waits_for) for row in held if row.waits_for}
     builds = _builds(connection, locks)
     timeout = {"timeout": CONSUMER_TIMEOUT_SECONDS}
-    base = connection.execute(_BASE, {**timeout, "issuer": names.ISSUER_ROLE}).mappings().one()
+    about = {**timeout, "issuer": names.ISSUER_ROLE, "old": OLD_TRANSACTION_SECONDS}
+    base = connection.execute(_BASE, about).mappings().one()
     models = frozenset(Model(**row) for row in connection.execute(_MODELS, timeout).mappings())
+    forbidden = tuple(connection.execute(_FORBIDDEN).scalars())
     generations = _generations(connection, [row.number for row in rows])
     bare = {claim: _bare(claim, rows, base, installation=installation, models=models) for claim in claims}
     schemas = {claim: _schema_name(claim, world) for claim, world in bare.items()}
@@ -257,7 +308,7 @@ def _worlds(
     worlds = {}
     for claim, world in bare.items():
         filled = _filled(world, schemas[claim], found, generations.get(world.number, ()))
-        worlds[claim] = replace(filled, waits=waits)
+        worlds[claim] = replace(filled, waits=waits, forbidden=forbidden)
     return _looked_into(connection, worlds, schemas, canary=canary)
 
 
@@ -342,6 +393,7 @@ def _bare(
         public_connects=base["public_connects"],
         models=models,
         query_url=base["query_url"],
+        old_transaction=base["old_transaction"],
     )
 
 
@@ -414,6 +466,10 @@ def _relations(connection: Connection, parameters: Mapping[str, Any]) -> dict[st
             grants=_grants(row["grants"]),
             rows=row["rows"],
             bytes=row["bytes"],
+            live=row["live"],
+            dead=row["dead"],
+            changed=row["changed"],
+            vacuumed_at=row["vacuumed_at"],
             depends_on=frozenset(row["depends_on"] or ()),
         )
     return found
@@ -465,7 +521,8 @@ def _looked_into(
     connection: Connection, worlds: dict[Claim, IndexWorld], schemas: Mapping[Claim, str], *, canary: bool
 ) -> dict[Claim, IndexWorld]:
     """Add what only the indexes' own tables tell: the clock, whether documents wait, the canary."""
-    asked = {claim: world for claim, world in worlds.items() if names.CLOCK in world.relations}
+    # A statement that fails fails for all: nothing is asked of a table that lost what it would be asked by.
+    asked = {claim: world for claim, world in worlds.items() if _has(world, names.CLOCK, "sequence")}
     if not asked:
         return worlds
     claims = list(asked)
@@ -475,7 +532,8 @@ def _looked_into(
     for row in rows:
         claim = claims[row["place"]]
         generations = tuple(_with_waiting(g, row["behind"]) for g in asked[claim].generations)
-        worlds[claim] = replace(asked[claim], clock=row["clock"], generations=generations)
+        emptied = frozenset(table for table, is_so in row["emptied"].items() if is_so)
+        worlds[claim] = replace(asked[claim], clock=row["clock"], generations=generations, emptied=emptied)
     if canary:
         for claim in claims:
             chosen = _canary(connection, schemas[claim], worlds[claim])
@@ -490,8 +548,10 @@ def _with_waiting(generation: GenerationRow, found: Mapping[str, Sequence[int]])
 
 def _inside(place: int, schema: str, world: IndexWorld) -> Sql:
     return compose(
-        "SELECT {place} AS place, (SELECT max(sequence) FROM {clock}) AS clock, {behind} AS behind",
+        "SELECT {place} AS place, (SELECT max(sequence) FROM {clock}) AS clock, {behind} AS behind,"
+        " {emptied} AS emptied",
         place=place,
+        emptied=_emptied(schema, world),
         clock=identifier(schema, names.CLOCK),
         behind=_behind(schema, world),
     )
@@ -503,10 +563,81 @@ def _behind(schema: str, world: IndexWorld) -> Sql:
         count
         for generation in world.generations
         if (generation.state == "loading" or generation is not world.generation)
-        and {names.DOCUMENTS, names.applied_table(generation.number)} <= world.relations.keys()
+        and _has(world, names.DOCUMENTS, "id", "sequence")
+        and _has(world, names.applied_table(generation.number), *_PROGRESS)
         for count in (literal(str(generation.number)), _waiting(schema, world, generation))
     ]
     return compose("json_build_object({counts})", counts=join(", ", counts))
+
+
+def _emptied(schema: str, world: IndexWorld) -> Sql:
+    """Return a JSON object: of each table whether rows are missing that must be there by another one.
+
+    A few of the oldest are looked for, by their keys: also where others came after the rest was removed. They
+    are written, and go, in one transaction; and a document's own row stays when it is deleted or erased.
+    """
+    documents, versions = identifier(schema, names.DOCUMENTS), identifier(schema, names.VERSIONS)
+    answers: list[Sql] = []
+    if has_documents := _has(world, names.DOCUMENTS, "id", "version", "deleted"):
+        check = compose(
+            "(SELECT sequence > 0 AND NOT EXISTS (SELECT FROM {documents}) FROM {clock} LIMIT 1)",
+            documents=documents,
+            clock=identifier(schema, names.CLOCK),
+        )
+        answers += [literal(names.DOCUMENTS), check]
+    if has_documents and _has(world, names.VERSIONS, "document_id", "version"):
+        check = _one_lacks(
+            compose("SELECT id, version FROM {table} WHERE NOT deleted ORDER BY id", table=documents),
+            compose(
+                "SELECT FROM {table} v WHERE (v.document_id, v.version) = (o.id, o.version)", table=versions
+            ),
+        )
+        answers += [literal(names.VERSIONS), check]
+    if world.generation is not None:
+        answers += _emptied_of(schema, world, world.generation.number)
+    return compose("json_build_object({answers})", answers=join(", ", answers))
+
+
+def _emptied_of(schema: str, world: IndexWorld, generation: int) -> list[Sql]:
+    made, done = names.chunks_table(generation), names.applied_table(generation)
+    if not (_has(world, made, "document_id", "ordinal") and _has(world, done, "document_id", "chunks")):
+        return []
+    chunks, applied = identifier(schema, made), identifier(schema, done)
+    of_chunks = _one_lacks(
+        compose("SELECT document_id FROM {table} WHERE chunks > 0 ORDER BY document_id", table=applied),
+        compose("SELECT FROM {table} c WHERE c.document_id = o.document_id", table=chunks),
+    )
+    of_applied = compose(
+        # Workers look at all of them where nothing is left below the mark.
+        "({lacks} AND EXISTS (SELECT FROM polaris.generations"
+        " WHERE index_id = {index} AND number = {number} AND low_water > 0))",
+        lacks=_one_lacks(
+            compose("SELECT document_id FROM {table} ORDER BY document_id, ordinal", table=chunks),
+            compose("SELECT FROM {table} a WHERE a.document_id = o.document_id", table=applied),
+        ),
+        index=world.number,
+        number=generation,
+    )
+    return [literal(made), of_chunks, literal(done), of_applied]
+
+
+def _one_lacks(oldest: Sql, partner: Sql) -> Sql:
+    return compose(
+        "EXISTS (SELECT FROM ({oldest} LIMIT {few}) o WHERE NOT EXISTS ({partner}))",
+        oldest=oldest,
+        few=_FEW,
+        partner=partner,
+    )
+
+
+_PROGRESS = ("document_id", "sequence", "failed_sequence", "tries")
+
+
+def _has(world: IndexWorld, table: str, *columns: str) -> bool:
+    seen = world.relations.get(table)
+    return (
+        seen is not None and seen.kind == "r" and {column.name for column in seen.columns}.issuperset(columns)
+    )
 
 
 def _waiting(schema: str, world: IndexWorld, generation: GenerationRow) -> Sql:
@@ -528,7 +659,9 @@ def _waiting(schema: str, world: IndexWorld, generation: GenerationRow) -> Sql:
 def _canary(connection: Connection, schema: str, world: IndexWorld) -> str | None:
     """Return the index by which the planner would find the nearest vectors; None where it uses none."""
     generation = world.generation
-    if generation is None or names.chunks_table(generation.number) not in world.relations:
+    if generation is None or not _has(
+        world, names.chunks_table(generation.number), "document_id", "embedding"
+    ):
         return None
     statement = compose(
         "EXPLAIN (FORMAT JSON) SELECT document_id FROM {chunks}"

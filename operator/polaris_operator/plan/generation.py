@@ -70,6 +70,8 @@ def tables(aim: Aim) -> list[Step]:
     steps = []
     if aim.applied.name not in aim.world.relations:
         steps.append(_make_applied(aim))
+    elif {aim.chunks.name, aim.applied.name} & aim.world.emptied:
+        steps.append(_apply_anew(aim))
     if aim.generation is None:
         insert = _insert(aim, "serving", NULL, empty=False)
         steps.append(aim.step(Reason.TABLE_MISSING, f"Write generation {aim.number} down again", insert))
@@ -125,6 +127,18 @@ def _make_applied(aim: Aim) -> Step:
         Reason.TABLE_MISSING,
         f"Make the table {aim.applied.name}; workers look at every document again",
         *schema.owned_by_owner(aim, [aim.applied.create(aim.name.schema)]),
+        set_generation(aim, low_water=Sql("0")),
+        schema.wake_workers(aim),
+    )
+
+
+def _apply_anew(aim: Aim) -> Step:
+    """Return the step after which workers make the chunks again, from the stored documents."""
+    lacking = " and ".join(sorted({aim.chunks.name, aim.applied.name} & aim.world.emptied))
+    return aim.step(
+        Reason.TABLE_MISSING,
+        f"Rows of {lacking} are gone: workers look at every document again",
+        compose("TRUNCATE {applied}", applied=aim.name.relation(aim.applied.name)),
         set_generation(aim, low_water=Sql("0")),
         schema.wake_workers(aim),
     )

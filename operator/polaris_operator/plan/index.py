@@ -17,7 +17,16 @@ from polaris.spec import DeletionPolicy, Drift, PolarisIndexSpec
 from polaris.sql import Sql, compose, literal
 from polaris.status import Reason
 from polaris_operator.objects import Resource
-from polaris_operator.plan import generation, ownership, pg_index, recall, schema, succession, vector_index
+from polaris_operator.plan import (
+    generation,
+    hygiene,
+    ownership,
+    pg_index,
+    recall,
+    schema,
+    succession,
+    vector_index,
+)
 from polaris_operator.plan.aim import Aim, Decision, decide
 from polaris_operator.plan.deletion import plan_deletion
 from polaris_operator.plan.naming import naming, tell
@@ -84,6 +93,8 @@ def _plan(case: _Case, always: tuple[Step, ...], claim: tuple[Step, ...]) -> Pla
     progress = _converge(case)
     if progress.blocked is None or not progress.blocked.stalled:
         progress = _together(progress, _succession(case))
+    if progress.blocked is None and decision.blocked is None:
+        progress = dataclasses.replace(progress, blocked=_out_of_our_hands(case))
     steps = (*claim, *progress.steps)
     blocked = progress.blocked or decision.blocked
     if case.spec.suspend:
@@ -101,6 +112,11 @@ def _together(first: Progress, second: Progress) -> Progress:
         (*first.aside, *second.aside),
         (*first.withheld, *second.withheld),
     )
+
+
+def _out_of_our_hands(case: _Case) -> Blocked | None:
+    """Return what keeps queries from the index and is a person's to mend; all else goes on meanwhile."""
+    return vector_index.forbidden(case.aim) or vector_index.strangers(case.aim)
 
 
 # --- other generations ---------------------------------------------------------------------------
@@ -252,10 +268,14 @@ def _converge_indexes(case: _Case, first: list[Step]) -> Progress:
         steps += part.steps
         if part.blocked is not None:
             return Progress(tuple(steps), part.blocked, part.look_again_seconds)
-    left = pg_index.leftovers(aim, kept)
-    measured = [] if settled.steps else recall.steps(aim)
-    aside = (*left.steps, *measured)
-    return Progress((*steps, *_point(case, aim)), None, left.look_again_seconds, aside)
+    tended = hygiene.tend(aim, vector_index.wanted_index(aim), case.now)
+    # A DROP would wait for a build, which in turn would wait for it.
+    busy = pg_index.builds_on(aim, aim.chunks.name)
+    left = Progress() if busy else pg_index.leftovers(aim, kept)
+    # What is about to be built anew is measured after it.
+    measured = [] if settled.steps or tended.aside else recall.steps(aim)
+    made = Progress((*steps, *_point(case, aim)), None, None, (*left.steps, *measured))
+    return _together(_together(made, tended), Progress(look_again_seconds=left.look_again_seconds))
 
 
 def _attributes(aim: Aim, now: datetime) -> Progress:
@@ -309,10 +329,13 @@ def _point(case: _Case, aim: Aim) -> list[Step]:
 
 
 def _write_spec(resource: Resource, aim: Aim) -> Sql:
+    # Without defaults: a field that a new version brings is then no matter to replicas of the old one
+    # until somebody uses it. They refuse what they do not know, and would serve no index at all.
+    spec = aim.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     return compose(
         "UPDATE polaris.indexes SET spec = {spec}, object_generation = {generation}, serving = {serving},"
         " updated_at = now() WHERE id = {number}",
-        spec=json_literal(aim.spec),
+        spec=json_literal(spec),
         generation=resource.generation,
         serving=aim.number,
         number=aim.name.number,

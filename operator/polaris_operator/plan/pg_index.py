@@ -17,7 +17,7 @@ from polaris import layout, names
 from polaris.sql import Sql, compose, join, literal
 from polaris.status import Reason
 from polaris_operator.plan.aim import Aim
-from polaris_operator.steps import Blocked, BuildIndex, ExecuteAlone, Step
+from polaris_operator.steps import Blocked, BuildIndex, ExecuteAlone, Hindrance, Step
 from polaris_operator.world.index import Build, BuildFailure, IndexSeen, build_lock
 
 LOOK_AGAIN_SECONDS = 5.0
@@ -30,6 +30,9 @@ _LAST_RETRY_SECONDS = 3600
 _FAILURES_UNTIL_STALLED = 3
 # A build that only came too late: those who work with the table end some day.
 _LAST_LATE_SECONDS = 300
+# What PostgreSQL calls an index that REINDEX CONCURRENTLY makes, and the one that it replaces; numbered
+# where there is one of that name already.
+_REINDEX_NAMES = ("_ccnew", "_ccold")
 
 
 class Standing(Enum):
@@ -49,6 +52,8 @@ class Wanted:
     index: layout.Index
     right: Callable[[IndexSeen], bool]
     reason: Reason = Reason.INDEX_MISSING
+    hindrances: Callable[[bool], tuple[Hindrance, ...]] = lambda _: ()
+    """What will make its build slow; of one beside writers, or not."""
 
     @property
     def name(self) -> str:
@@ -85,6 +90,21 @@ def is_building(aim: Aim, index: str) -> bool:
     return lock in aim.world.locks or any(build.index == index for build in aim.world.builds)
 
 
+def builds_on(aim: Aim, table: str) -> frozenset[str]:
+    """Return the names of the indexes of a table that live sessions build, or build anew."""
+    names_ = {base(index) for index, seen in aim.world.indexes.items() if seen.table == table}
+    if table == names.chunks_table(aim.number):
+        names_ |= {wanted.name for wanted in attribute_indexes(aim)}
+    shown = {build.index or table for build in aim.world.builds if build.table == table}
+    return frozenset({name for name in names_ if is_building(aim, name)} | {base(name) for name in shown})
+
+
+def base(index: str) -> str:
+    """Return the name of the index that a REINDEX makes anew under this one."""
+    plain = index.rstrip("0123456789")
+    return next((plain.removesuffix(end) for end in _REINDEX_NAMES if plain.endswith(end)), index)
+
+
 def build_of(aim: Aim, index: str) -> Build | None:
     """Return the live build of this name, where PostgreSQL shows its progress."""
     lock = build_lock(aim.name.schema, index)
@@ -116,6 +136,10 @@ def build(
     `together_with` makes it a plain one, in one transaction with these statements: PostgreSQL ends it
     as it was meant to end, also where nobody is there any more to look.
     """
+    if busy := builds_on(aim, wanted.index.table):
+        # Of two builds on one table each may come to wait for the other.
+        message = f"{wanted.name} is built after {', '.join(sorted(busy))}"
+        return Progress((), Blocked(Reason.BUILDING_INDEX, message, stalled=False), LOOK_AGAIN_SECONDS)
     seen = aim.world.indexes.get(wanted.name)
     other = seen is not None and seen.valid
     why = "it is another one than its name says" if other else "it is invalid and nobody builds it"
@@ -127,8 +151,11 @@ def build(
     failure = aim.world.failures.get(wanted.name)
     if failure is not None and (wait := _retry_in(failure, now)) > 0:
         return Progress(dead, build_failed(wanted.name, failure), wait)
-    step = Step(wanted.reason, sentence, _build_action(aim, wanted, failure, together_with))
-    message = f"{wanted.name} is being built"
+    hindered = wanted.hindrances(together_with is None)
+    step = Step(
+        wanted.reason, sentence, _build_action(aim, wanted, failure, together_with), hindrances=hindered
+    )
+    message = "; ".join([f"{wanted.name} is being built", *(one.message for one in hindered)])
     return Progress((*dead, step), Blocked(Reason.BUILDING_INDEX, message, stalled=False), LOOK_AGAIN_SECONDS)
 
 
@@ -136,9 +163,6 @@ def _build_action(
     aim: Aim, wanted: Wanted, failure: BuildFailure | None, together_with: tuple[Sql, ...] | None
 ) -> BuildIndex:
     concurrently = together_with is None
-    options = aim.spec.build
-    # Parallel workers share memory that a container may not have (/dev/shm): after a failure, none.
-    workers = options.parallel_workers if failure is None or failure.late else 0
     return BuildIndex(
         wanted.name,
         aim.name.schema,
@@ -146,18 +170,35 @@ def _build_action(
             ";\n", (wanted.index.create(aim.name.schema, concurrently=concurrently), *(together_with or ()))
         ),
         build_lock(aim.name.schema, wanted.name),
-        {
-            "maintenance_work_mem": options.maintenance_work_mem.replace("i", "B"),
-            "max_parallel_maintenance_workers": str(workers),
-            "statement_timeout": f"{options.deadline_seconds}s",
-            # CONCURRENTLY waits for old snapshots, in nobody's way; a plain build stops writers.
-            "lock_timeout": "0" if concurrently else "30s",
-        },
+        session_settings(aim, workers(aim, failure), lock_timeout="0" if concurrently else "30s"),
         wanted.index.table,
     )
 
 
+def workers(aim: Aim, failure: BuildFailure | None) -> int:
+    """Return how many parallel workers a build asks for."""
+    # They share memory that a container may not have (/dev/shm): after a failure, none.
+    return aim.spec.build.parallel_workers if failure is None or failure.late else 0
+
+
+def session_settings(aim: Aim, parallel: int, *, lock_timeout: str) -> dict[str, str]:
+    """Return the settings of a session that builds.
+
+    CONCURRENTLY waits for old snapshots, in nobody's way; a plain build, which has a lock timeout, stops
+    writers.
+    """
+    options = aim.spec.build
+    return {
+        "maintenance_work_mem": options.maintenance_work_mem.replace("i", "B"),
+        "max_parallel_maintenance_workers": str(parallel),
+        "statement_timeout": f"{options.deadline_seconds}s",
+        "lock_timeout": lock_timeout,
+    }
+
+
 def _retry_in(failure: BuildFailure, now: datetime) -> float:
+    if failure.reason == Reason.SHARED_MEMORY_TOO_SMALL and failure.count == 1:
+        return 0.0  # Without workers it needs none.
     longest = _LAST_LATE_SECONDS if failure.late else _LAST_RETRY_SECONDS
     pause = min(_FIRST_RETRY_SECONDS * 2.0 ** min(failure.count - 1, 16), longest)
     return math.ceil((failure.at + timedelta(seconds=pause) - now).total_seconds())
@@ -177,7 +218,7 @@ def build_failed(index: str, failure: BuildFailure) -> Blocked:
         message = f"{index} waits to be built (tried {failure.count} times): {failure.message}"
         return Blocked(Reason.BUILDING_INDEX, message, stalled=False)
     return Blocked(
-        Reason.BUILD_FAILED,
+        failure.reason,
         f"the build of {index} failed ({failure.count} in a row): {failure.message}",
         stalled=failure.count >= _FAILURES_UNTIL_STALLED,
     )
@@ -203,7 +244,7 @@ def drop(aim: Aim, index: str, reason: Reason, why: str, wanted: Wanted | None =
         ExecuteAlone(
             compose("DROP INDEX CONCURRENTLY {index}", index=aim.name.relation(index)),
             {"lock_timeout": _DROP_LOCK_TIMEOUT},
-            build_lock(aim.name.schema, index),
+            build_lock(aim.name.schema, base(index)),
             (aim.guard, invalid) if ended else (aim.guard, unused),
         ),
     )
@@ -277,11 +318,10 @@ def _is_empty(aim: Aim, wanted: Wanted) -> bool:
 def is_ours(aim: Aim, index: str, seen: IndexSeen) -> bool:
     """Whether POLARIS named this index, so that it may drop it."""
     prefixes = (f"g{aim.number}_chunks_vector_", f"g{aim.number}_by_")
-    rest = ("_ccnew", "_ccold")
     return (
         seen.table == names.chunks_table(aim.number)
         and not seen.constraint
-        and (index.startswith(prefixes) or index.rstrip("0123456789").endswith(rest))
+        and (index.startswith(prefixes) or base(index) != index)
     )
 
 
@@ -290,7 +330,7 @@ def leftovers(aim: Aim, keep: frozenset[str]) -> Progress:
     steps: list[Step] = []
     wait: float | None = None
     for index, seen in sorted(aim.world.indexes.items()):
-        if index in keep or not is_ours(aim, index, seen) or is_building(aim, index):
+        if index in keep or not is_ours(aim, index, seen) or is_building(aim, base(index)):
             continue
         left = _grace(aim) if seen.valid else 0.0
         if left > 0:

@@ -33,21 +33,30 @@ def _own_tables(aim: Aim) -> tuple[layout.Table, ...]:
 
 def damage(aim: Aim) -> Blocked | None:
     """Return what is wrong with the tables beyond repair; None where all is well."""
-    faults = [
+    lost = [
         *_lost(aim),
         *(fault for table in _DOCUMENT_TABLES for fault in _faults(aim, table)),
-        *own_faults(aim),
         *(f"{view} is not a view" for view in _VIEWS if _is_other(aim.world.relations.get(view))),
         *_ids_not_unique(aim),
     ]
-    if not faults:
+    made = own_faults(aim)
+    if not lost and not made:
         return None
+    remedy = (
+        "restore it from a backup, or delete this index with deletionPolicy Delete and load it again"
+        if lost
+        else f"restore it from a backup, or drop {_tables_with_faults(aim)} with what hangs on it, and it is"
+        " made again from the stored documents"
+    )
     return Blocked(
         Reason.DRIFTED,
-        f"in schema {aim.name.schema}: {'; '.join(faults)}: restore it from a backup,"
-        " or delete this index with deletionPolicy Delete and load it again",
+        f"in schema {aim.name.schema}: {'; '.join((*lost, *made))}: {remedy}",
         stalled=True,
     )
+
+
+def _tables_with_faults(aim: Aim) -> str:
+    return " and ".join(table.name for table in _own_tables(aim) if any(_faults(aim, table)))
 
 
 def own_faults(aim: Aim) -> tuple[str, ...]:
@@ -60,6 +69,8 @@ def _lost(aim: Aim) -> Iterator[str]:
         for table in _TRUTH:
             if table.name not in aim.world.relations:
                 yield f"table {table.name} is gone, and the documents with it"
+            elif table.name in aim.world.emptied:
+                yield f"table {table.name} lost rows, and the documents with them"
 
 
 def _faults(aim: Aim, table: layout.Table) -> Iterator[str]:

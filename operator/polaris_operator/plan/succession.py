@@ -183,6 +183,10 @@ def _through_the_gates(
         return Progress((*own, Step(Reason.VERIFYING, sentence, verify)))
     if row.verified.faults:
         return Progress(own, _failed(aim, "; ".join(row.verified.faults)), VERIFIED_SECONDS - age)
+    if row.superseded_at is not None:
+        # It served before, and what came to serve after it may be harming somebody: a way back does not
+        # wait for a measurement, nor for a promise that it may have broken all along.
+        return Progress((*own, _switch(aim, serving, point, row.verified)))
     if measure := recall.steps(aim):
         return Progress((*own, *measure))
     target = aim.spec.search.target_recall_percent

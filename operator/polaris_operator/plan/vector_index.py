@@ -20,13 +20,13 @@ from typing import Any
 from polaris import layout, names
 from polaris.names import CATALOG_CHANNEL
 from polaris.spec import Part
-from polaris.sql import Sql, compose, join, literal
+from polaris.sql import Sql, compose, identifier, join, literal
 from polaris.status import Reason
-from polaris_operator.plan import pg_index
+from polaris_operator.plan import pg_index, preflight
 from polaris_operator.plan.aim import Aim
 from polaris_operator.plan.naming import tell
 from polaris_operator.plan.pg_index import LOOK_AGAIN_SECONDS, Progress, Standing, Wanted, standing
-from polaris_operator.steps import Blocked, Step
+from polaris_operator.steps import Blocked, Hindrance, Step
 from polaris_operator.world.index import GenerationRow, IndexSeen
 
 SMALL_ROWS = 10_000
@@ -50,8 +50,13 @@ def wanted_index(aim: Aim) -> Wanted | None:
             and not seen.partial
         )
 
+    def hindrances(concurrently: bool) -> tuple[Hindrance, ...]:
+        relation, spec = aim.world.relations.get(aim.chunks.name), aim.spec
+        rows = relation.rows if relation else 0
+        return preflight.hindrances(rows, spec, aim.world.old_transaction, concurrently=concurrently)
+
     made = aim.made is None or (aim.made.index, aim.made.embedding) == (aim.spec.index, aim.spec.embedding)
-    return Wanted(index, right, Reason.INDEX_MISSING if made else Reason.INDEX_REPLACED)
+    return Wanted(index, right, Reason.INDEX_MISSING if made else Reason.INDEX_REPLACED, hindrances)
 
 
 def kept(aim: Aim) -> frozenset[str]:
@@ -127,6 +132,8 @@ def _serving(aim: Aim, generation: GenerationRow, wanted: Wanted | None, now: da
         return Progress((_switch(aim, wanted),))
     if state == Standing.ABSENT and aim.empty:
         return Progress((_switch(aim, wanted, wanted.index.create(aim.name.schema)),))
+    if state == Standing.ABSENT and (renamed := _renamed(aim, wanted)) is not None:
+        return Progress((_rename(aim, renamed, wanted),))
     honest = _forget_lost(aim, generation, wanted)
     if state == Standing.BUILDING:
         progress = pg_index.waiting(aim, wanted.name)
@@ -134,6 +141,65 @@ def _serving(aim: Aim, generation: GenerationRow, wanted: Wanted | None, now: da
         sentence = f"Build the vector index {wanted.name} beside what serves"
         progress = pg_index.build(aim, wanted, now, sentence=sentence)
     return Progress((*honest, *progress.steps), progress.blocked, progress.look_again_seconds)
+
+
+def _renamed(aim: Aim, wanted: Wanted) -> str | None:
+    """Return an index of the table that is the wanted one but for its name: no hours for another build."""
+    used = {one.vector_index for one in aim.world.generations}
+    for index, seen in sorted(aim.world.indexes.items()):
+        right = seen.valid and seen.table == wanted.index.table and wanted.right(seen)
+        if right and index not in used and not pg_index.is_building(aim, index):
+            return index
+    return None
+
+
+def _rename(aim: Aim, index: str, wanted: Wanted) -> Step:
+    return aim.step(
+        Reason.DRIFTED,
+        f"Give the vector index {index} its name back: {wanted.name}",
+        compose(
+            "ALTER INDEX {index} RENAME TO {name}",
+            index=aim.name.relation(index),
+            name=identifier(wanted.name),
+        ),
+    )
+
+
+def strangers(aim: Aim) -> Blocked | None:
+    """Return that somebody else's index on the vectors stands beside ours.
+
+    The planner may take it for queries, and what it finds was never measured. It is not dropped: it
+    has cost whoever made it something, and it may be made by what nobody here knows.
+    """
+    if not aim.made or aim.generation is None or aim.generation.vector_index is None:
+        return None
+    found = [
+        index
+        for index, seen in sorted(aim.world.indexes.items())
+        if seen.table == aim.chunks.name and seen.valid and seen.columns == ("embedding",)
+        if not pg_index.is_ours(aim, index, seen)
+    ]
+    if not found:
+        return None
+    drops = "; ".join(f"DROP INDEX CONCURRENTLY {aim.name.relation(index)}" for index in found)
+    return Blocked(
+        Reason.DRIFTED,
+        f"beside {aim.generation.vector_index} stand others on the same column, which queries may take"
+        f" instead: {', '.join(found)}. They were not made here, so they are not dropped here: {drops}",
+        stalled=True,
+    )
+
+
+def forbidden(aim: Aim) -> Blocked | None:
+    """Return that a setting keeps queries from using the vector index: an administrator's to take away."""
+    if not aim.world.forbidden or aim.generation is None or aim.generation.vector_index is None:
+        return None
+    return Blocked(
+        Reason.DRIFTED,
+        "enable_indexscan is off for queries, so each of them compares every row."
+        f" Whoever set it takes it away with: {'; '.join(aim.world.forbidden)}",
+        stalled=True,
+    )
 
 
 def _switch(aim: Aim, wanted: Wanted | None, *before: Sql) -> Step:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from uuid import UUID
 
 from polaris import names
+from polaris.status import Reason
 from polaris_operator.world.credentials import CredentialsWorld
 
 BEHIND_LIMIT = 1000
@@ -186,6 +187,14 @@ class Relation:
     rows: int = 0
     """As PostgreSQL estimates them."""
     bytes: int = 0
+    live: int = 0
+    """Rows, and"""
+    dead: int = 0
+    """rows that were deleted and not vacuumed yet, as PostgreSQL has counted them since it was started."""
+    changed: int = 0
+    """Rows written or deleted since it was analyzed last."""
+    vacuumed_at: datetime | None = None
+    """When it was vacuumed last, by anybody."""
     depends_on: frozenset[str] = frozenset()
     """Relations that a view reads."""
 
@@ -212,6 +221,8 @@ class IndexSeen:
     partial: bool = False
     constraint: bool = False
     """Whether it belongs to a constraint."""
+    bytes: int = 0
+    """Of an HNSW index."""
 
 
 @dataclass(frozen=True)
@@ -242,6 +253,7 @@ class BuildFailure:
     """In a row."""
     late: bool = False
     """Whether it only did not get its lock in time: others work with the table."""
+    reason: Reason = Reason.BUILD_FAILED
 
 
 @dataclass(frozen=True)
@@ -278,8 +290,14 @@ class IndexWorld:
     """By the key of such a lock: who its holder waits for, where it waits."""
     clock: int | None = None
     """The last sequence given out; None where the clock has no row."""
+    emptied: frozenset[str] = frozenset()
+    """Tables that lack rows of which others, or the clock, show that they must be there."""
+    forbidden: tuple[str, ...] = ()
+    """Where a setting keeps the planner of queries from using indexes: statements that take it away."""
     canary: str | None = None
     """Index that the planner chooses for a nearest-neighbour query; None: none, or not asked."""
+    old_transaction: str | None = None
+    """Whose has been open for longest in this database, where that is long."""
     failures: Mapping[str, BuildFailure] = field(default_factory=dict)
     """By the name of the index."""
 
