@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from operator_index.place import MAIN, Place, index_manifest, place_in
+from operator_index.place import MAIN, Place, index_manifest, place_of
 from operator_index.test_deletion import let_in, shut_out
 from operator_index.test_passes import DRIFT, damage
 from operator_index.worlds import embedding
@@ -347,7 +347,7 @@ def _ended(stage: Stage, story: Story, draw: random.Random) -> None:
 @contextmanager
 def stage_in(server: LocalPostgres) -> Iterator[Stage]:
     """A place with a database that is ready, a worker, and the fresh indexes to compare with."""
-    with place_in(server, Stage) as stage:
+    with place_of(Stage, server) as stage:
         stage.go(MAIN)
         stage.offer()
         for spec in SPECS:

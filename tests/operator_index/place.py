@@ -405,8 +405,15 @@ def said_of(status: dict[str, Any], condition: str) -> dict[str, Any]:
 
 
 @contextmanager
-def place_in(server: PostgresServer, kind: type[P] = Place) -> Iterator[P]:  # type: ignore[assignment]
+def place_in(server: PostgresServer) -> Iterator[Place]:
     """A place in a database of its own; both go when the test ends."""
+    with place_of(Place, server) as place:
+        yield place
+
+
+@contextmanager
+def place_of(kind: type[P], server: PostgresServer) -> Iterator[P]:
+    """The same, of another kind of place."""
     with servers.open_folder() as folder, database_in(server) as made:
         place = kind(made, folder)
         try:
@@ -437,5 +444,6 @@ __all__ = [
     "fingerprint",
     "index_manifest",
     "place_in",
+    "place_of",
     "said_of",
 ]
