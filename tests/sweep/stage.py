@@ -397,6 +397,18 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def differences(this: Any, that: Any, where: str = "") -> Iterator[str]:
+    """Tell what differs, and no more than that."""
+    if isinstance(this, dict) and isinstance(that, dict):
+        for key in sorted({*this, *that}, key=str):
+            yield from differences(this.get(key), that.get(key), f"{where}/{key}")
+    elif isinstance(this, list | tuple) and isinstance(that, list | tuple) and len(this) == len(that):
+        for place, (one, other) in enumerate(zip(this, that, strict=True)):
+            yield from differences(one, other, f"{where}/{place}")
+    elif this != that:
+        yield f"{where}: {this!r}, and now {that!r}"
+
+
 @contextmanager
 def stage(server: PostgresServer, administrator: Administrator) -> Iterator[Stage]:
     """A stage with a database and an engine of Vault of its own."""
@@ -415,4 +427,4 @@ def stage(server: PostgresServer, administrator: Administrator) -> Iterator[Stag
             scene.objects.close()
 
 
-__all__ = ["BYSTANDER", "MAIN", "SUBJECT", "TEAM", "Stage", "StandsStill", "stage"]
+__all__ = ["BYSTANDER", "MAIN", "SUBJECT", "TEAM", "Stage", "StandsStill", "differences", "stage"]

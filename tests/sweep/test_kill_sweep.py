@@ -21,7 +21,7 @@ from polaris_cli.up.postgres import LocalPostgres
 from scenes.folder import MAIN
 from scenes.killed import Effects, Killed, counted
 from soak import SOAKING, times
-from sweep.stage import BYSTANDER, SUBJECT, Stage, StandsStill, stage
+from sweep.stage import BYSTANDER, SUBJECT, Stage, StandsStill, differences, stage
 
 pytestmark = [pytest.mark.postgres, pytest.mark.soak]
 
@@ -186,18 +186,6 @@ def points(effects: Sequence[str]) -> Iterator[tuple[int, bool]]:
         for before in ((True, False) if what == "commit" or number == 1 else (False,))
     ]
     yield from every if SOAKING else (every[len(every) // 4], every[len(every) * 3 // 4])
-
-
-def differences(this: Any, that: Any, where: str = "") -> Iterator[str]:
-    """Tell what differs, and no more than that."""
-    if isinstance(this, dict) and isinstance(that, dict):
-        for key in sorted({*this, *that}, key=str):
-            yield from differences(this.get(key), that.get(key), f"{where}/{key}")
-    elif isinstance(this, list | tuple) and isinstance(that, list | tuple) and len(this) == len(that):
-        for place, (one, other) in enumerate(zip(this, that, strict=True)):
-            yield from differences(one, other, f"{where}/{place}")
-    elif this != that:
-        yield f"{where}: {this!r}, and now {that!r}"
 
 
 @pytest.mark.timeout(7200 if SOAKING else 300)
