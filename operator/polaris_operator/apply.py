@@ -94,8 +94,7 @@ def _carry_out(action: Action, doors: Doors, resource: Resource) -> None:  # noq
         case Verify():
             _verify(action, doors)
         case Migrate():
-            doors.keep_login()
-            with doors.postgres.unfenced() as connection:
+            with doors.prolonging(), doors.postgres.unfenced() as connection:
                 polaris_migrations.upgrade(connection, action.revision)
         case TakeOver():
             doors.postgres.take_over(action.installation, action.name, doors.process.holder)

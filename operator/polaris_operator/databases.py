@@ -7,8 +7,9 @@ which the ledger remembers (owner `operator/…`) until it is revoked.
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -148,11 +149,12 @@ class Databases:
             self._wake,
             partial(self.keep_login, resource.key),
             partial(self.doubt_login, resource.key),
+            partial(self.prolonging, resource.key),
         )
         return entry.doors
 
     def keep_login(self, database: Key) -> None:
-        """The ledger has our own login (or a migration needs it for long): it is no longer on trial.
+        """The ledger has our own login: it is no longer on trial.
 
         Where Vault does not answer, the next call tries again.
         """
@@ -168,6 +170,26 @@ class Databases:
             return
         entry.own = replace(own, expires_at=min(own.expires_at, kept.ends_at))
         entry.trial, entry.kept = None, kept
+
+    @contextlib.contextmanager
+    def prolonging(self, database: Key) -> Iterator[None]:
+        """Let our own login go on for as long as this does, and no longer: no ledger has it yet."""
+        with self._lock:
+            entry = self._entries.get(database)
+        over = threading.Event()
+
+        def prolong() -> None:
+            while entry is not None and not over.wait(TRIAL_SECONDS / 4):
+                with contextlib.suppress(PolarisError):  # The next try may do better.
+                    _goes_on(entry, datetime.now(UTC))
+
+        thread = threading.Thread(target=prolong, name="own-login", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
     def doubt_login(self, database: Key) -> None:
         """Nobody leads here any more who would end our own login: it ends by itself, unless a build needs it.

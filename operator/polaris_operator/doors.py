@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from polaris_operator.objects import Key, Objects
@@ -27,6 +28,8 @@ class Doors:
     wake: Callable[[Key], None]
     """Look at an object again soon (a build of its has ended)."""
     keep_login: Callable[[], None] = lambda: None
-    """Let our own login live its whole life: it is written down, or what comes next takes long."""
+    """Let our own login live its whole life: it is written down."""
     doubt_login: Callable[[], None] = lambda: None
     """Let our own login end before long by itself: nobody leads here any more who would end it."""
+    prolonging: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Let our own login go on for as long as something takes, whether it is written down or not."""

@@ -34,6 +34,8 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--loads", type=int, default=3, help="rounds of ingest [%(default)s]")
     parser.add_argument("--repetitions", type=int, default=10, help="of ready [%(default)s]")
     parser.add_argument("--indexes", type=int, default=1000, help="of operator [%(default)s]")
+    parser.add_argument("--edits", type=int, default=100, help="of operator, one by one [%(default)s]")
+    parser.add_argument("--idle", type=float, default=600, help="seconds of operator [%(default)s]")
     parser.add_argument("--starts", type=int, default=3, help="of up, after a stop and a kill [%(default)s]")
     resync = OperatorSettings().resync_seconds
     parser.add_argument("--resync", type=float, default=resync, help="seconds, of the operator [%(default)s]")
@@ -85,7 +87,7 @@ def _run_cluster(asked: argparse.Namespace, report: Report) -> None:
         if "ready" in asked.benches:
             ready.run(system, asked.repetitions, report)
         if "operator" in asked.benches:
-            fleet.run(system, asked.indexes, report)
+            fleet.run(system, fleet.Sizes(asked.indexes, asked.edits, asked.idle), report)
 
 
 def main() -> None:

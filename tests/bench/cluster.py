@@ -10,7 +10,7 @@ import ssl
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -107,6 +107,23 @@ class Memory:
             return
 
 
+class Processor:
+    """Processor time of a process and all its children, those that have ended too, in seconds."""
+
+    def __init__(self, pid: int) -> None:
+        self._process = psutil.Process(pid)
+
+    def seconds(self) -> float:
+        """Return what was used until now."""
+        own = self._process.cpu_times()
+        total = own.user + own.system + own.children_user + own.children_system
+        for child in self._process.children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                times = child.cpu_times()
+                total += times.user + times.system
+        return float(total)
+
+
 @dataclass
 class Clustered:
     """What runs, and the ways in."""
@@ -115,6 +132,7 @@ class Clustered:
     client: httpx.Client
     """Of the administrator."""
     database: Database
+    server: LocalPostgres
     operator: Process
     metrics_port: int
 
@@ -124,7 +142,7 @@ class Clustered:
         name = manifest["metadata"]["name"]
         answer = self.client.patch(
             f"{INDEXES}/{name}",
-            params={"fieldManager": "bench"},
+            params={"fieldManager": "bench", "force": "true"},
             content=json.dumps(manifest),
             headers={"Content-Type": "application/apply-patch+yaml"},
         )
@@ -144,6 +162,14 @@ class Clustered:
         answer.raise_for_status()
         found: list[dict[str, Any]] = answer.json()["items"]
         return found
+
+    def edit(self, name: str, spec: Mapping[str, Any]) -> None:
+        """Change fields of an index' spec."""
+        self.client.patch(
+            f"{INDEXES}/{name}",
+            content=json.dumps({"spec": spec}),
+            headers={"Content-Type": "application/merge-patch+json"},
+        ).raise_for_status()
 
     def delete_indexes(self) -> None:
         """Delete all of them, and return when they are gone."""
@@ -194,6 +220,7 @@ def running(resync_seconds: float) -> Iterator[Clustered]:
             folder,
             ["operator"],
             KUBECONFIG=str(cluster.kubeconfig_for(NAMESPACE, "polaris-operator")),
+            POLARIS_OPERATOR_NAMESPACE=NAMESPACE,
             POLARIS_METRICS_PORT=str(port),
             POLARIS_RESYNC_SECONDS=str(resync_seconds),
         )
@@ -215,7 +242,7 @@ def running(resync_seconds: float) -> Iterator[Clustered]:
                 timeout=60,
             )
         )
-        yield Clustered(cluster, client, database, operator, port)
+        yield Clustered(cluster, client, database, server, operator, port)
 
 
 def is_ready(resource: Mapping[str, Any]) -> bool:

@@ -146,12 +146,14 @@ def test_what_grows_with_what_is_measured() -> None:
 @pytest.mark.kubernetes
 @pytest.mark.postgres
 def test_the_operator_is_measured_on_a_real_api_server(tmp_path: Path) -> None:
-    sizes = ["--repetitions", "1", "--indexes", "2", "--resync", "1"]
+    sizes = ["--repetitions", "1", "--indexes", "2", "--edits", "2", "--idle", "2", "--resync", "1"]
     report = program.run(program.arguments(["ready", "operator", *sizes]))
     figures = {figure.name: figure for figure in report.figures}
     # Each status is written once at least: a count of 0 would mean that nothing was counted.
     assert figures["first sight: writes to the API server"].median >= 2
     assert figures["first sight: most memory (PSS)"].median > 10
+    assert figures["idle: processor of PostgreSQL"].median > 0
+    assert len(figures["one edit after the other: until its status is of it"].samples) == 2
     _shown_and_written(report, tmp_path)
 
 

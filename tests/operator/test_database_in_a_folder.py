@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psycopg2
 import pytest
+from sqlalchemy import Connection
 
 import polaris_migrations
 from parts import servers
@@ -742,6 +743,30 @@ def test_a_login_on_trial_lives_on_while_its_process_does_and_no_ledger_can_have
     scene.reconcile()
     assert scene.own_login() == own
     assert len(vault.leases()) == 3
+
+
+def test_a_migration_may_take_longer_than_a_trial_and_a_process_that_is_killed_in_it_leaves_no_login(
+    scene: FolderScene, vault: FromVault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (vault_door, own_logins):
+        monkeypatch.setattr(module, "TRIAL_SECONDS", 2)
+
+    def migrate(connection: Connection, revision: str) -> None:  # noqa: ARG001
+        time.sleep(4)
+        assert connection.exec_driver_sql("SELECT count(*) FROM pg_class").scalar_one()
+        assert len(vault.leases()) == 1
+        raise Killed("in a migration")
+
+    monkeypatch.setattr(polaris_migrations, "upgrade", migrate)
+    scene.apply(vault.manifest())
+    with pytest.raises(Killed):
+        scene.reconcile()
+    scene.abandon()
+    scene.start()
+    ends = time.monotonic() + 20
+    while (left := vault.leases()) and time.monotonic() < ends:
+        time.sleep(0.1)
+    assert left == []
 
 
 def test_where_the_policy_lets_nobody_make_a_token_a_login_is_issued_all_the_same(

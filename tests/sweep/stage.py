@@ -15,7 +15,7 @@ from typing import Any
 
 import hvac.exceptions
 
-from operator_index.place import DIMENSION, catalog_of, fingerprint, index_manifest, said_of
+from operator_index.place import catalog_of, fingerprint, index_manifest, said_of
 from parts import servers
 from parts.servers import make_database
 from parts.vault import Administrator
@@ -43,9 +43,16 @@ _DRAWN = {
     "deletedAt": "TIME",
     "dropAfter": "TIME",
     "epoch": "EPOCH",
+    # An estimate, which whoever vacuums makes better.
+    "rows": "ROWS",
     "holder": "HOLDER",
 }
-_TIMES = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)?")
+_WORDS = {
+    r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)?": "TIME",
+    r"CATALOG/\d+": "LABEL",
+    r"_i\d+": "_i#",
+    r"at \d+ rows": "at ROWS",
+}
 
 # Who is in which group of this catalog by a login, and what the ledger says of it.
 _LOGINS = """
@@ -100,10 +107,9 @@ class Stage:
         """Ask for the PolarisDatabase."""
         self.scene.apply(self.vault.manifest(allowedNamespaces=["*"]))
 
-    def index(self, key: Key = SUBJECT, **spec: Any) -> None:
+    def index(self, key: Key = SUBJECT, annotations: Mapping[str, str] | None = None, **spec: Any) -> None:
         """Ask for an index, or for another spec of it."""
-        manifest = index_manifest(key.name, **{"embedding": {"model": "e5", "dimension": DIMENSION}, **spec})
-        self.scene.apply(manifest)
+        self.scene.apply(index_manifest(key.name, annotations=annotations and dict(annotations), **spec))
 
     def remove(self, key: Key) -> None:
         """Remove a manifest."""
@@ -114,7 +120,7 @@ class Stage:
     def stand(self) -> None:
         """Make passes until everything is as it is wanted."""
         ends = time.monotonic() + PATIENCE_SECONDS
-        while not (self._round() and self._stands()):
+        while not (self.round() and self._stands()):
             if time.monotonic() >= ends:
                 raise StandsStill(self.errors, [self._said(key) for key in self._keys()])
             time.sleep(0.01)
@@ -158,8 +164,9 @@ class Stage:
             file.write_text(ends.strftime("%Y-%m-%dT%H:%M:%SZ"))
             assert name in logins
 
-    def _round(self) -> bool:
-        """Make a pass over each object; whether all could be done."""
+    def round(self) -> bool:
+        """Look at the folder, and make a pass over each object; whether all could be done."""
+        self.scene.objects.look()
         self.errors = []
         for key in self._keys():
             try:
@@ -200,15 +207,18 @@ class Stage:
             " FROM (VALUES ('e5', 8), ('other', 4)) m (model, dimension) ON CONFLICT DO NOTHING"
         )
 
-    def fill(self, key: Key, rows: int) -> None:
+    def fill(self, key: Key, documents: Sequence[str]) -> None:
         """Put documents of one chunk each."""
         place = identifier(self.schema(key))
         self.sql(
             f"WITH d AS (INSERT INTO {place}.stored_documents (external_id, version, sequence, content_hash)"
-            f" SELECT 'd' || g, 1, g, '' FROM generate_series(1, {rows}) g RETURNING id, sequence)"
+            f" SELECT id, 1, (SELECT sequence FROM {place}.clock) + place, ''"
+            " FROM unnest(%(documents)s) WITH ORDINALITY u (id, place) RETURNING id, sequence)"
             f" INSERT INTO {place}.stored_versions (document_id, version, sequence, content_hash, text,"
             " attributes) SELECT id, 1, sequence, '', 'text ' || sequence, '{\"lang\": \"pt\"}' FROM d;"
-            f"UPDATE {place}.clock SET sequence = {rows}"
+            f"UPDATE {place}.clock SET sequence = sequence + %(many)s",
+            documents=list(documents),
+            many=len(documents),
         )
         self._work()
 
@@ -268,9 +278,10 @@ class Stage:
 
     def _object(self, key: Key, catalog: str) -> Any:
         found = self.scene.read(key)
-        text = repr(_plain((found.finalizers, dict(found.status))))
-        text = re.sub(rf"{catalog}/\d+", "LABEL", text).replace(catalog, "CATALOG")
-        return _TIMES.sub("TIME", re.sub(r"\bi\d+_", "i#_", re.sub(r"_i\d+", "_i#", text)))
+        text = repr(_plain((found.finalizers, dict(found.status)))).replace(catalog, "CATALOG")
+        for drawn, name in _WORDS.items():
+            text = re.sub(drawn, name, text)
+        return ast.literal_eval(text)
 
     def _indexes(self) -> list[Any]:
         rows = self.sql("SELECT namespace, name, schema_name FROM polaris.indexes ORDER BY 1, 2")
@@ -391,4 +402,4 @@ def stage(server: PostgresServer, administrator: Administrator) -> Iterator[Stag
             scene.objects.close()
 
 
-__all__ = ["BYSTANDER", "MAIN", "SUBJECT", "Stage", "StandsStill", "stage"]
+__all__ = ["BYSTANDER", "MAIN", "SUBJECT", "TEAM", "Stage", "StandsStill", "stage"]

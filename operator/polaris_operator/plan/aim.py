@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from polaris import layout, names
 from polaris.changes import Change, Effect, changes
@@ -54,12 +55,12 @@ class Aim:
         serving = self.world.subject.serving if self.world.subject else None
         return serving in (None, self.number)
 
-    @property
+    @cached_property
     def chunks(self) -> layout.Table:
         """The generation's table of chunks."""
         return layout.chunks(self.number, self.spec.embedding)
 
-    @property
+    @cached_property
     def applied(self) -> layout.Table:
         """The generation's table of what it has applied."""
         return layout.applied(self.number)

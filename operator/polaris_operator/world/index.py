@@ -187,6 +187,8 @@ class Relation:
     rows: int = 0
     """As PostgreSQL estimates them."""
     bytes: int = 0
+    rewritten: bool = False
+    """Whether it has another file than it was made with: of a TRUNCATE, or of a VACUUM FULL."""
     live: int = 0
     """Rows, and"""
     dead: int = 0
