@@ -57,8 +57,9 @@ kube: $(VENV)/.dev ## build the Kubernetes API server and Prometheus for tests, 
 	@$(BIN)/python tests/kube/build.py
 	@PYTHONPATH=tests $(BIN)/python -m observe.prometheus
 
+# Two processes, each with servers of its own; a test waits for its servers for half of the time.
 test: check kube ## everything that this machine can run
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-node: $(VENV)/.dev ## what needs pods that run: on a node of its own (root), or in POLARIS_TEST_KUBECONFIG
 	@$(BIN)/python tests/node/run.py $(ARGS)

@@ -260,13 +260,25 @@ class KubernetesObjects:
         try:
             written = self._call(method, path, body, content=content)
         except NotFound as error:
+            self._forget(before)
             raise Conflict(str(error)) from None
         after = _resource(before.key.kind, written)
+        if after.deleted_at is not None and not after.finalizers:
+            self._forget(after)
+            return after
         with self._lock:
             known = self._cache.get(after.key)
             if known is not None and known.uid == after.uid and _newer(after, known):
                 self._cache[after.key] = after
         return after
+
+    def _forget(self, resource: Resource) -> None:
+        """Know that an object is gone: a watch that begins after that has nothing to say of it."""
+        with self._lock:
+            self._gone.add((resource.key, resource.uid))
+            known = self._cache.get(resource.key)
+            if known is not None and known.uid == resource.uid:
+                del self._cache[resource.key]
 
     def event(self, resource: Resource, reason: str, message: str, *, warning: bool) -> None:
         """Tell a person what happened; best effort."""

@@ -295,4 +295,5 @@ class Candidate:
         said = f"{what} {more}"
         if said != self._said:
             self._said = said
-            log.info(what, me=self._me, **more)
+            tell = log.warning if "error" in more else log.info
+            tell(what, me=self._me, **more)

@@ -55,6 +55,8 @@ RELIST_SECONDS = 300.0
 # An API server that answers again is asked again so soon, also after an hour of failures.
 _AWAY_SECONDS = 15.0
 _RETRY_SECONDS = 2.0
+# Tried again so long after its deadline at the latest, a deleted object goes.
+_JUST_AFTER_SECONDS = 0.1
 _LOOK_SECONDS = 1.0
 _END_SECONDS = 20.0
 # Nothing that it still does has an effect, and the next term begins after it.
@@ -132,13 +134,18 @@ class Operator:
         except PolarisError as error:
             log.warning("not done", object=str(key), error=str(error), kind=type(error).__name__)
             away = isinstance(error, ClusterUnavailable)
-            self.queue.failed(key, _AWAY_SECONDS if away else LONGEST_DELAY_SECONDS)
+            self.queue.failed(key, self._longest(key, _AWAY_SECONDS if away else LONGEST_DELAY_SECONDS))
         except Exception:
             log.exception("not done", object=str(key))
-            self.queue.failed(key)
+            self.queue.failed(key, self._longest(key, LONGEST_DELAY_SECONDS))
         else:
             # Spread, so that a thousand objects that were first seen together do not stay together.
             self.queue.done(key, None if again is None else again * random.uniform(0.9, 1.0))  # noqa: S311
+
+    def _longest(self, key: Key, seconds: float) -> float:
+        """Return how long a key that failed may wait at the most: a deleted object has its deadline."""
+        left = self.reconciler.seconds_left(key)
+        return seconds if left is None else min(seconds, left + _JUST_AFTER_SECONDS)
 
 
 def run_operator(settings: OperatorSettings, kubeconfig: str = "") -> None:

@@ -158,7 +158,23 @@ class Reconciler:
                 raise
         self._moving.pop(key, None)
         PASSES.labels(key.kind, "done").inc()
-        return again
+        left = self.seconds_left(key)
+        return again if left is None else min(again or left, left)
+
+    def seconds_left(self, key: Key) -> float | None:
+        """Return the time until a deleted object is let go whatever stands in the way.
+
+        None where it is not being deleted, or has no such time, or that is over.
+        """
+        resource = self._objects.get(key)
+        if resource is None or resource.deleted_at is None:
+            return None
+        side: Side[Any, Any] = self._sides.database if key.kind == "PolarisDatabase" else self._sides.index
+        seconds = side.deadline_seconds(resource)
+        if seconds is None:
+            return None
+        left = (resource.deleted_at + timedelta(seconds=seconds) - datetime.now(UTC)).total_seconds()
+        return left if left > 0 else None
 
     def _pass(self, key: Key) -> float | None:
         resource = self._objects.get(key)

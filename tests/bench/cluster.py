@@ -220,8 +220,8 @@ def running(resync_seconds: float) -> Iterator[Clustered]:
             folder,
             ["operator"],
             KUBECONFIG=str(cluster.kubeconfig_for(NAMESPACE, "polaris-operator")),
-            POLARIS_METRICS_PORT=str(port),
             POLARIS_OPERATOR_NAMESPACE=NAMESPACE,
+            POLARIS_METRICS_PORT=str(port),
             POLARIS_RESYNC_SECONDS=str(resync_seconds),
         )
         processes = (operator, worker(folder, mounted.folder))

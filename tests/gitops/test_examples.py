@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from gitops import others
+from gitops.judges import SHIPPED
 from kube.cluster import Cluster
 from kube.helm import helm
 from pipeline.build import ROOT, actionlint
@@ -23,6 +24,7 @@ ENVIRONMENTS = ("staging", "production")
 FOLDERS = [f"{folder}/{each}" for folder in ("platform", "databases", "indexes") for each in ENVIRONMENTS]
 PLAIN = [
     *sorted((EXAMPLES / "argocd").glob("*.yaml")),
+    *sorted(SHIPPED.glob("argocd-*.yaml")),
     *sorted((TEAM / "clusters").rglob("*.yaml")),
 ]
 
@@ -59,9 +61,17 @@ def accepted(judge: Cluster, text: str) -> list[dict[str, Any]]:
     return documents
 
 
-@pytest.mark.parametrize("file", PLAIN, ids=lambda file: str(file.relative_to(EXAMPLES)))
+@pytest.mark.parametrize("file", PLAIN, ids=lambda file: str(file.relative_to(ROOT)))
 def test_what_argo_cd_and_flux_are_given_is_accepted(judge: Cluster, file: Path) -> None:
     assert accepted(judge, file.read_text("utf-8"))
+
+
+@pytest.mark.parametrize("form", ["ready", "serving"])
+def test_a_kustomization_with_the_expressions_that_ship_is_accepted(judge: Cluster, form: str) -> None:
+    patch = yaml.safe_load((SHIPPED / f"flux-{form}.yaml").read_text("utf-8"))
+    made = list(yaml.safe_load_all((TEAM / "clusters/staging/flux.yaml").read_text("utf-8")))
+    (indexes,) = (each for each in made if each["metadata"]["name"] == patch["metadata"]["name"])
+    assert accepted(judge, yaml.safe_dump({**indexes, "spec": {**indexes["spec"], **patch["spec"]}}))
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import lupa.lua51
 import pytest
-import yaml
 
-from gitops.test_examples import EXAMPLES
+from gitops.judges import argo_cd, flux
 from operator_index.worlds import (
     NOW,
     embedding,
@@ -29,28 +26,27 @@ from polaris_operator.conditions.shared import plain
 from polaris_operator.plan.index import plan_index
 from polaris_operator.world.index import IndexAndLogins, IndexWorld
 
-Health = Callable[[dict[str, Any]], str]
-
 SPEC = spec()
 VECTOR = vector_name(SPEC)
 BUILDING = with_generation(without(made(SPEC, rows=5, **live(VECTOR)), indexes=(VECTOR,)), vector_index=None)
 BROKEN = without(made(SPEC), relations=("chunks",))
 
-# At each moment: the world, the spec, and what Flux and Argo CD say.
-MOMENTS: dict[str, tuple[IndexWorld, PolarisIndexSpec, str, str]] = {
-    "as it should be": (made(SPEC), SPEC, "Current", "Healthy"),
-    "nothing there yet": (nothing(), SPEC, "InProgress", "Progressing"),
-    "nobody embeds with the model": (nothing(models=frozenset()), SPEC, "Failed", "Degraded"),
-    "the database is not ready": (nothing(roles={}), SPEC, "InProgress", "Progressing"),
-    "an index is being built": (BUILDING, SPEC, "InProgress", "Progressing"),
-    "a view is being repaired": (BROKEN, SPEC, "InProgress", "Progressing"),
-    "drift that is reported": (BROKEN, spec(drift="Report"), "Failed", "Degraded"),
-    "suspended": (BROKEN, spec(suspend=True), "Failed", "Suspended"),
+# At each moment: the world, the spec, what Flux and Argo CD say, and whether it is well for Serving.
+MOMENTS: dict[str, tuple[IndexWorld, PolarisIndexSpec, str, str, bool]] = {
+    "as it should be": (made(SPEC), SPEC, "Current", "Healthy", True),
+    "nothing there yet": (nothing(), SPEC, "InProgress", "Progressing", False),
+    "nobody embeds with the model": (nothing(models=frozenset()), SPEC, "Failed", "Degraded", False),
+    "the database is not ready": (nothing(roles={}), SPEC, "InProgress", "Progressing", False),
+    "an index is being built": (BUILDING, SPEC, "InProgress", "Progressing", True),
+    "a view is being repaired": (BROKEN, SPEC, "InProgress", "Progressing", True),
+    "drift that is reported": (BROKEN, spec(drift="Report"), "Failed", "Degraded", False),
+    "suspended": (BROKEN, spec(suspend=True), "Failed", "Suspended", False),
     "a new generation is needed": (
         made(SPEC),
         spec(embedding=embedding(model="other")),
         "Failed",
         "Degraded",
+        False,
     ),
 }
 
@@ -68,48 +64,59 @@ def object_of(world: IndexWorld, of: PolarisIndexSpec, **metadata: Any) -> dict[
     }
 
 
-@pytest.fixture(scope="module")
-def argo_cd() -> Health:
-    """Argo CD's own way: the script of the ConfigMap, in Lua 5.1, with the object as `obj`."""
-    data = yaml.safe_load((EXAMPLES / "argocd/health.yaml").read_text("utf-8"))["data"]
-    scripts = {
-        data[f"resource.customizations.health.polaris.dev_{kind}"]
-        for kind in ("PolarisDatabase", "PolarisIndex")
+def told(seen: dict[str, Any]) -> dict[str, str]:
+    """What each tool says of an object, by each form of what ships."""
+    (strict,) = kstatus([seen])
+    assert flux("ready", [seen]) == [strict if strict != "Terminating" else "InProgress"]
+    return {
+        "Flux": strict,
+        "Flux, Serving": flux("serving", [seen])[0],
+        "Argo CD": argo_cd("ready", [seen])[0],
+        "Argo CD, Serving": argo_cd("serving", [seen])[0],
     }
-    (script,) = scripts
 
-    def health(of: dict[str, Any]) -> str:
-        lua = lupa.lua51.LuaRuntime(register_eval=False, unpack_returned_tuples=True)
-        lua.globals().obj = lua.table_from(of, recursive=True)
-        answer = lua.execute(script)
-        assert set(answer) == {"status", "message"}
-        return str(answer["status"])
 
-    return health
+def said(by_flux: str, by_argo: str, *, serving: bool = False) -> dict[str, str]:
+    """The same of both forms; of Serving that it is well, where it is."""
+    return {
+        "Flux": by_flux,
+        "Flux, Serving": "Current" if serving else by_flux,
+        "Argo CD": by_argo,
+        "Argo CD, Serving": "Healthy" if serving else by_argo,
+    }
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_both_say_what_is_the_case(argo_cd: Health, moment: str) -> None:
-    world, of, flux, argo = MOMENTS[moment]
-    seen = object_of(world, of)
-    assert kstatus([seen]) == [flux]
-    assert argo_cd(seen) == argo
+def test_both_say_what_is_the_case(moment: str) -> None:
+    world, of, by_flux, by_argo, serves = MOMENTS[moment]
+    assert told(object_of(world, of)) == said(by_flux, by_argo, serving=serves)
 
 
-def test_an_edit_that_no_operator_has_seen_is_in_progress(argo_cd: Health) -> None:
+def test_an_edit_that_no_operator_has_seen_is_in_progress() -> None:
     seen = object_of(made(SPEC), SPEC)
     seen["metadata"]["generation"] += 1
-    assert kstatus([seen]) == ["InProgress"]
-    assert argo_cd(seen) == "Progressing"
+    assert told(seen) == said("InProgress", "Progressing")
 
 
-def test_an_object_that_was_just_made_is_in_progress(argo_cd: Health) -> None:
+def test_an_object_that_was_just_made_is_in_progress() -> None:
     new = object_of(made(SPEC), SPEC) | {"status": {"observedGeneration": -1}}  # the default of the CRD
-    assert kstatus([new]) == ["InProgress"]
-    assert argo_cd(new) == "Progressing"
+    assert told(new) == said("InProgress", "Progressing")
 
 
-def test_an_object_that_is_being_deleted_is_not_healthy(argo_cd: Health) -> None:
+def test_an_object_that_is_being_deleted_is_not_healthy() -> None:
     going = object_of(made(SPEC), SPEC, deletionTimestamp="2026-11-22T12:00:00Z")
-    assert kstatus([going]) == ["Terminating"]
-    assert argo_cd(going) == "Progressing"
+    # With expressions of one's own Flux asks nobody else whether an object is being deleted.
+    assert told(going) == said("Terminating", "Progressing") | {"Flux, Serving": "InProgress"}
+
+
+def test_a_database_is_ready_in_both_forms_or_in_none() -> None:
+    for status, wanted in (
+        ("True", said("Current", "Healthy")),
+        ("False", said("InProgress", "Progressing")),
+    ):
+        ready = {"type": "Ready", "status": status, "reason": "Ready", "message": "it is"}
+        seen = object_of(made(SPEC), SPEC) | {
+            "kind": "PolarisDatabase",
+            "status": {"observedGeneration": 1, "conditions": [ready]},
+        }
+        assert told(seen) == wanted

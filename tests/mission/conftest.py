@@ -100,6 +100,7 @@ def _programs(cluster: Cluster, stack: ExitStack, folder: Path) -> tuple[dict[st
             "operator",
             ["operator"],
             KUBECONFIG=kubeconfig("operator"),
+            POLARIS_OPERATOR_NAMESPACE=NAMESPACE,
             POLARIS_METRICS_PORT=str(ports["operator"]),
             POLARIS_RESYNC_SECONDS="5",
         ),

@@ -218,6 +218,7 @@ def test_our_finalizer_holds_a_deleted_object_until_we_let_it_go(place: Place) -
     assert place.look() == set()
     gone = place.objects.set_finalizer(read(place), present=False)
     assert gone.finalizers == ()
+    assert place.objects.get(KEY) is None  # At once: a watch that begins now has nothing to say of it.
     place.look()
     assert place.objects.get(KEY) is None
 

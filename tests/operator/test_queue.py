@@ -105,6 +105,17 @@ def test_a_failed_key_comes_back_after_a_delay_that_a_success_resets() -> None:
     assert take(queue) == "a"
 
 
+def test_a_failed_key_comes_back_when_it_has_to_be_looked_at_whatever_its_delay() -> None:
+    queue, clock = make()
+    queue.add("a")
+    for _ in range(10):
+        take(queue)
+        queue.failed("a", longest=0.5)
+        assert take(queue) is None
+        clock.now += 0.5
+    assert take(queue) == "a"
+
+
 def test_a_waiting_worker_is_woken_by_a_key_and_by_the_end() -> None:
     queue: Queue[str] = Queue()
     taken: list[str | None] = []

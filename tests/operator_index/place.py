@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -43,6 +43,8 @@ MAIN = Key("PolarisDatabase", "rag", "main")
 DIMENSION = 8
 PATIENCE_SECONDS = 60
 
+P = TypeVar("P", bound="Place")
+
 
 class Place:
     """One installation at work in one database."""
@@ -65,7 +67,7 @@ class Place:
 
     def start(self) -> None:
         """Begin as a process that has just been started."""
-        self.objects = FolderObjects(self.manifests, self.data)
+        self.objects = self.folder()
         installation = uuid.UUID(self.objects.installation)
         process = Process(installation, str(self.manifests), f"process-{uuid.uuid4()}")
         self.databases = Databases(self.objects, process, self.woken.add)
@@ -73,6 +75,10 @@ class Place:
         sides = Sides(database.Database(patrol), self.side)
         self.reconciler = Reconciler(self.objects, self.databases, sides, self.woken.add)
         self.objects.look()
+
+    def folder(self) -> FolderObjects:
+        """The objects of its manifests, as a process that has just been started has them."""
+        return FolderObjects(self.manifests, self.data)
 
     def neighbour(self, name: str) -> Place:
         """Another installation in the same database; it ends with this one."""
@@ -401,8 +407,15 @@ def said_of(status: dict[str, Any], condition: str) -> dict[str, Any]:
 @contextmanager
 def place_in(server: PostgresServer) -> Iterator[Place]:
     """A place in a database of its own; both go when the test ends."""
+    with place_of(Place, server) as place:
+        yield place
+
+
+@contextmanager
+def place_of(kind: type[P], server: PostgresServer) -> Iterator[P]:
+    """The same, of another kind of place."""
     with servers.open_folder() as folder, database_in(server) as made:
-        place = Place(made, folder)
+        place = kind(made, folder)
         try:
             yield place
         finally:
@@ -431,5 +444,6 @@ __all__ = [
     "fingerprint",
     "index_manifest",
     "place_in",
+    "place_of",
     "said_of",
 ]

@@ -27,6 +27,7 @@ TOOLS = build.Module(
         "kstatus": "polaris.dev/tests/pipeline/kstatus",
     },
 )
+FLUX = build.Module(HERE / "flux", {"flux": "polaris.dev/tests/pipeline/flux"})
 
 
 def actionlint(files: Sequence[Path]) -> str:
@@ -41,6 +42,17 @@ def kstatus(objects: Sequence[dict[str, Any]]) -> list[str]:
     lines = "".join(f"{json.dumps(each)}\n" for each in objects)
     done = subprocess.run([program], input=lines, capture_output=True, text=True, check=True)
     return [line.partition("\t")[0] for line in done.stdout.splitlines()]
+
+
+def flux(checks: Sequence[dict[str, Any]], objects: Sequence[dict[str, Any]]) -> list[str]:
+    """What Flux's kustomize-controller makes of each object's status by `healthCheckExprs`."""
+    program = build.binaries(("flux",), module=FLUX)["flux"]
+    lines = "".join(f"{json.dumps(each)}\n" for each in objects)
+    done = subprocess.run(
+        [program, json.dumps(checks)], input=lines, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
 
 
 def compose(file: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from kube import build
-from pipeline.build import ACTIONLINT, TOOLS
+from pipeline.build import ACTIONLINT, FLUX, TOOLS
 
 # Who asks what is built here.
 FOLDERS = {Path(__file__).parent.parent / name for name in ("compose", "gitops", "pipeline")}
@@ -17,5 +17,5 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         return
     capture = session.config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():
-        for module in (ACTIONLINT, TOOLS):
+        for module in (ACTIONLINT, TOOLS, FLUX):
             build.binaries(module=module)
