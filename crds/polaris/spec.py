@@ -426,8 +426,24 @@ class Build(Part):
     """A build that takes longer is ended."""
 
 
+class Approval(StrEnum):
+    """Which plans wait until somebody has agreed to them."""
+
+    AUTO = "Auto"
+    """None."""
+    DESTRUCTIVE = "Destructive"
+    """Those that remove what can't be made again from the stored documents."""
+    ALL = "All"
+    """Every change of what the spec asks of the database; repairs of drift do not wait."""
+
+
 class Change(Part):
     """How a change of what is stored comes about."""
+
+    approval: Approval = Approval.DESTRUCTIVE
+    """Which plans wait for `approvedPlan`."""
+    approved_plan: Annotated[str, StringConstraints(max_length=71, pattern=r"^(sha256:[0-9a-f]{64})?$")] = ""
+    """The plan that may be carried out: its hash, as `polaris plan` and `status.plan` show it."""
 
     retain_previous_seconds: Annotated[int, Field(ge=0, le=2592000)] = 3600
     """How long what served before is kept level: until then, putting the old spec back is a mere switch."""

@@ -55,6 +55,7 @@ class Reason(StrEnum):
     CATALOG_TOO_NEW = "CatalogTooNew"
     MODEL_UNAVAILABLE = "ModelUnavailable"
     GATE_FAILED = "GateFailed"
+    APPROVAL_REQUIRED = "ApprovalRequired"
     NOT_OWNER = "NotOwner"
     IN_USE = "InUse"
     SUSPENDED = "Suspended"

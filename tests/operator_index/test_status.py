@@ -26,7 +26,8 @@ from operator_index.worlds import (
 )
 from polaris.spec import PolarisIndexSpec
 from polaris.status import IndexStatus, Reason
-from polaris_operator.conditions.index import index_status, plan_hash
+from polaris_operator.conditions.index import index_status
+from polaris_operator.plan.approval import plan_hash
 from polaris_operator.plan.index import plan_index
 from polaris_operator.world.credentials import CredentialsWorld
 from polaris_operator.world.index import Build, IndexAndLogins, IndexWorld

@@ -6,8 +6,6 @@ index that waits for a person, or builds another index beside the one that serve
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -27,6 +25,7 @@ from polaris.status import (
 from polaris_operator.conditions import credentials, progress, shared
 from polaris_operator.conditions.shared import Said
 from polaris_operator.objects import Resource
+from polaris_operator.plan.approval import plan_hash
 from polaris_operator.plan.index import wanted_logins
 from polaris_operator.plan.ownership import is_own
 from polaris_operator.plan.preflight import fitting
@@ -36,7 +35,7 @@ from polaris_operator.world.credentials import Wanted
 from polaris_operator.world.index import GenerationRow, IndexAndLogins, IndexWorld
 
 _SHOWN_STEPS = 50
-_SHOWN_CHARACTERS = 4000
+_SHOWN_CHARACTERS = 16_000
 
 
 def index_status(
@@ -268,14 +267,3 @@ def shown_plan(spec: PolarisIndexSpec, world: IndexWorld, withheld: Sequence[Ste
             for step in withheld[:_SHOWN_STEPS]
         ],
     )
-
-
-def plan_hash(spec: PolarisIndexSpec, world: IndexWorld, steps: Sequence[Step]) -> str:
-    """Return what names a plan: the same for the same steps, whatever the time and the row counts."""
-    named = {
-        "spec": spec.model_dump(mode="json", by_alias=True),
-        "generations": sorted(generation.number for generation in world.generations),
-        "steps": [[step.reason.value, type(step.action).__name__, statements(step.action)] for step in steps],
-    }
-    text = json.dumps(named, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"

@@ -99,7 +99,7 @@ def decide(resource: Resource, spec: PolarisIndexSpec, world: IndexWorld) -> Dec
     except InvalidManifest as error:
         message = f"the catalog holds a spec that another version of POLARIS wrote: {error}"
         return Decision(None, spec, Blocked(Reason.CATALOG_TOO_NEW, message, stalled=True))
-    kept = made.model_copy(update={field: getattr(spec, field) for field in _CONTROLS})
+    kept = controls_aside(made, spec)
     # Another object may name the same database otherwise; only an edit of this one is refused.
     if world.row is not None and world.row.uid == resource.uid:
         try:
@@ -108,3 +108,8 @@ def decide(resource: Resource, spec: PolarisIndexSpec, world: IndexWorld) -> Dec
             return Decision(made, kept, Blocked(Reason.INVALID_SPEC, str(error), stalled=True))
     needed = tuple(change for change in changes(made, spec) if change.effect == Effect.NEW_GENERATION)
     return Decision(made, kept if needed else spec, needed=needed)
+
+
+def controls_aside(made: PolarisIndexSpec, spec: PolarisIndexSpec) -> PolarisIndexSpec:
+    """Return what was made true last, under what the spec says now of how the operator shall behave."""
+    return made.model_copy(update={field: getattr(spec, field) for field in _CONTROLS})

@@ -18,6 +18,7 @@ from polaris.sql import Sql, compose, literal
 from polaris.status import Reason
 from polaris_operator.objects import Resource
 from polaris_operator.plan import (
+    approval,
     generation,
     hygiene,
     ownership,
@@ -27,7 +28,7 @@ from polaris_operator.plan import (
     succession,
     vector_index,
 )
-from polaris_operator.plan.aim import Aim, Decision, decide
+from polaris_operator.plan.aim import Aim, Decision, controls_aside, decide
 from polaris_operator.plan.deletion import plan_deletion
 from polaris_operator.plan.naming import naming, tell
 from polaris_operator.plan.pg_index import LOOK_AGAIN_SECONDS, Progress
@@ -50,6 +51,8 @@ class _Case:
     aim: Aim
     decision: Decision
     now: datetime
+    approved: str
+    """The plan that somebody agreed to; "" where nobody did."""
 
 
 def plan_index(
@@ -67,6 +70,7 @@ def plan_index(
     """
     if resource.deleted_at is not None:
         return plan_deletion(resource, spec, world, now, logins=revocations)
+    approved, spec = spec.change.approved_plan, approval.apart(spec)
     name = naming(resource, world)
     claim = ownership.ownership(resource, spec, world, name)
     if isinstance(claim, Blocked):
@@ -81,8 +85,35 @@ def plan_index(
     aim = Aim(name, world, decision.spec, ownership.guard(resource, world, name), decision.made, number)
     if (unavailable := _model_unavailable(aim)) is not None:
         return Plan((), (), unavailable, _patience(resource, now))
-    case = _Case(resource, spec, aim, decision, now)
-    return _plan(case, _consent(case, claimed=claim is None), () if claim is None else (claim,))
+    case = _Case(resource, spec, aim, decision, now, approved)
+    always = _consent(case, claimed=claim is None)
+    claims = () if claim is None else (claim,)
+    return _approved(case, _plan(case, always, claims), always, claims)
+
+
+def _approved(case: _Case, whole: Plan, always: tuple[Step, ...], claim: tuple[Step, ...]) -> Plan:
+    """Return the whole plan where nobody has to agree to it, or somebody did; else what goes on meanwhile.
+
+    What was made true before is looked after while the change waits.
+    """
+    held = (*whole.steps[len(always) :], *whole.withheld, *whole.aside)
+    made, spec = case.decision.made, case.spec
+    if spec.suspend or case.decision.blocked is not None or not approval.required(spec, made, held):
+        return whole
+    waits = approval.missing(spec, case.aim.world, held, case.approved)
+    if waits is None:
+        return whole
+    going = Plan(always)
+    if made is not None:
+        kept = controls_aside(made, spec)
+        aim = dataclasses.replace(case.aim, spec=kept)
+        meanwhile = dataclasses.replace(case, aim=aim, decision=Decision(made, kept, waits))
+        going = _plan(meanwhile, always, claim)
+    if any(step.destructive for step in (*going.steps, *going.aside)):
+        going = Plan(always)
+    done = (*going.steps, *going.aside)
+    withheld = tuple(step for step in held if step not in done)
+    return dataclasses.replace(going, withheld=withheld, blocked=going.blocked or waits)
 
 
 def _plan(case: _Case, always: tuple[Step, ...], claim: tuple[Step, ...]) -> Plan:
