@@ -330,7 +330,7 @@ _FINGERPRINT = {
         SELECT r.rolname, r.rolcanlogin,
           ARRAY(SELECT DISTINCT m.member::regrole::text FROM pg_auth_members m
                 WHERE m.roleid = r.oid ORDER BY 1)
-        FROM pg_roles r WHERE r.rolname LIKE %(role)s ORDER BY 1""",
+        FROM pg_roles r WHERE starts_with(r.rolname, %(role)s) ORDER BY 1""",
     "index": """
         SELECT namespace, state, deletion_policy, spec::text, serving FROM polaris.indexes
         WHERE id = %(number)s""",
@@ -351,7 +351,7 @@ def fingerprint(database: Database, schema: str) -> dict[str, Any]:
     with closing(servers.connect(database.dsn)) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT id FROM polaris.indexes WHERE schema_name = %s", (schema,))
         ((number,),) = cursor.fetchall()
-        named = {"schema": schema, "number": number, "role": f"polaris_{catalog}_i{number}_%"}
+        named = {"schema": schema, "number": number, "role": f"polaris_{catalog}_i{number}_"}
         found = {}
         for name, query in _FINGERPRINT.items():
             cursor.execute(query, named)

@@ -5,6 +5,7 @@ A look is what the database's pass does once in `resync_seconds` (60 by default)
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,8 @@ import pytest
 from operator_index.place import MAIN, Place, said_of
 from polaris.status import Reason
 from polaris_operator.objects import Key
+from polaris_service.search.route import Kind
+from polaris_service.search.statements import Shape, search
 from soak import times
 
 pytestmark = pytest.mark.postgres
@@ -269,3 +272,21 @@ def written(place: Place) -> dict[str, str]:
         table: place.one(f"SELECT md5(string_agg(xmin::text, ',' ORDER BY xmin::text)) FROM {table}")
         for (table,) in tables
     }
+
+
+@pytest.mark.parametrize("rows", [40, 3000])
+def test_the_canary_is_planned_as_what_the_service_sends(here: Place, rows: int) -> None:
+    key = here.ready()
+    here.fill(key, rows)
+    of = here.look(key)[1].embedding
+    shape = Shape(
+        *(here.schema(key), 1, of.type, of.dimension, of.metric, "public", Kind.HNSW),
+        k=10,
+        condition=None,
+    )
+    sent = search(shape).replace("$1", "'[1,2,3,4,5,6,7,8]'").replace("$2", "'64'")
+
+    plan = json.dumps(here.one(f"EXPLAIN (FORMAT JSON) {sent}"))
+
+    pointer = here.one("SELECT vector_index FROM polaris.generations")
+    assert (here.look(key)[2].index.canary == pointer) == (pointer in plan) == (rows > 40)

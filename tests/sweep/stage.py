@@ -24,6 +24,8 @@ from polaris.sql import identifier
 from polaris_cli.up.postgres import PostgresServer
 from polaris_operator.main import KINDS
 from polaris_operator.objects import Key
+from polaris_operator.postgres import Postgres
+from polaris_operator.vault import Vault
 from scenes.credentials import FromVault, from_vault
 from scenes.folder import MAIN, FolderScene, query
 from scenes.killed import Effects
@@ -96,6 +98,8 @@ class Stage:
         self.errors: list[PolarisError] = []
         """Of the last round of passes."""
         self._session = servers.connect(vault.database.dsn)
+        self._doors: list[Postgres | Vault] = []
+        """All that were opened: who is killed as it closes one has forgotten it already."""
 
     def close(self) -> None:
         """Look no more."""
@@ -112,8 +116,9 @@ class Stage:
         self.scene.apply(index_manifest(key.name, annotations=annotations and dict(annotations), **spec))
 
     def remove(self, key: Key) -> None:
-        """Remove a manifest."""
-        self.scene.delete(key)
+        """Remove a manifest, where there is one."""
+        if self.scene.objects.get(key) is not None:
+            self.scene.delete(key)
 
     # The operator
 
@@ -135,6 +140,8 @@ class Stage:
     def die(self, effects: Effects) -> None:
         """End as a process that was killed does, and begin as another one."""
         self.scene.abandon()
+        while self._doors:
+            self._doors.pop().close()
         for trial in effects.trials:  # Nobody renews it any more.
             self._revoke_token(trial.client.token)
         self.scene.start()
@@ -167,6 +174,7 @@ class Stage:
     def round(self) -> bool:
         """Look at the folder, and make a pass over each object; whether all could be done."""
         self.scene.objects.look()
+        self._remember()
         self.errors = []
         for key in self._keys():
             try:
@@ -175,6 +183,11 @@ class Stage:
                 self.errors.append(error)
         self._work()
         return not self.errors
+
+    def _remember(self) -> None:
+        for entry in self.scene.operator.databases._entries.values():
+            found = (entry.postgres, entry.vault)
+            self._doors += [door for door in found if door is not None and door not in self._doors]
 
     def _keys(self) -> list[Key]:
         return sorted(one.key for kind in KINDS for one in self.scene.objects.list(kind))
@@ -384,6 +397,18 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def differences(this: Any, that: Any, where: str = "") -> Iterator[str]:
+    """Tell what differs, and no more than that."""
+    if isinstance(this, dict) and isinstance(that, dict):
+        for key in sorted({*this, *that}, key=str):
+            yield from differences(this.get(key), that.get(key), f"{where}/{key}")
+    elif isinstance(this, list | tuple) and isinstance(that, list | tuple) and len(this) == len(that):
+        for place, (one, other) in enumerate(zip(this, that, strict=True)):
+            yield from differences(one, other, f"{where}/{place}")
+    elif this != that:
+        yield f"{where}: {this!r}, and now {that!r}"
+
+
 @contextmanager
 def stage(server: PostgresServer, administrator: Administrator) -> Iterator[Stage]:
     """A stage with a database and an engine of Vault of its own."""
@@ -402,4 +427,4 @@ def stage(server: PostgresServer, administrator: Administrator) -> Iterator[Stag
             scene.objects.close()
 
 
-__all__ = ["BYSTANDER", "MAIN", "SUBJECT", "TEAM", "Stage", "StandsStill", "stage"]
+__all__ = ["BYSTANDER", "MAIN", "SUBJECT", "TEAM", "Stage", "StandsStill", "differences", "stage"]

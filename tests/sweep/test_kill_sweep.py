@@ -21,7 +21,7 @@ from polaris_cli.up.postgres import LocalPostgres
 from scenes.folder import MAIN
 from scenes.killed import Effects, Killed, counted
 from soak import SOAKING, times
-from sweep.stage import BYSTANDER, SUBJECT, Stage, StandsStill, stage
+from sweep.stage import BYSTANDER, SUBJECT, Stage, StandsStill, differences, stage
 
 pytestmark = [pytest.mark.postgres, pytest.mark.soak]
 
@@ -53,6 +53,9 @@ class Workflow:
     def ask(self, on: Stage) -> None:
         """Change what is wanted."""
         raise NotImplementedError
+
+    def then(self, on: Stage) -> None:
+        """Change what is wanted once more, when that has come true; as often as one likes."""
 
     def ready(self, on: Stage) -> None:
         """Have an index with documents, and one beside it."""
@@ -124,6 +127,11 @@ class Delete(Workflow):
     def ask(self, on: Stage) -> None:
         on.remove(SUBJECT)
         on.remove(BYSTANDER)
+        # What is put aside waits for its end, and for somebody who leads to the database.
+        if self.spec.get("deletionPolicy") != "Delete" or "undeleteSeconds" in self.spec:
+            on.remove(MAIN)
+
+    def then(self, on: Stage) -> None:
         on.remove(MAIN)
 
 
@@ -155,10 +163,14 @@ def play(
         with counted(Effects(number, before=before)) as effects:
             try:
                 on.settle()
+                workflow.then(on)
+                on.settle()
             except Killed as error:
                 killed = str(error)
         if killed:
             on.die(effects)
+            on.settle()
+            workflow.then(on)
             on.settle()
         return Played(effects, killed, on.picture())
 
@@ -174,18 +186,6 @@ def points(effects: Sequence[str]) -> Iterator[tuple[int, bool]]:
         for before in ((True, False) if what == "commit" or number == 1 else (False,))
     ]
     yield from every if SOAKING else (every[len(every) // 4], every[len(every) * 3 // 4])
-
-
-def differences(this: Any, that: Any, where: str = "") -> Iterator[str]:
-    """Tell what differs, and no more than that."""
-    if isinstance(this, dict) and isinstance(that, dict):
-        for key in sorted({*this, *that}, key=str):
-            yield from differences(this.get(key), that.get(key), f"{where}/{key}")
-    elif isinstance(this, list | tuple) and isinstance(that, list | tuple) and len(this) == len(that):
-        for place, (one, other) in enumerate(zip(this, that, strict=True)):
-            yield from differences(one, other, f"{where}/{place}")
-    elif this != that:
-        yield f"{where}: {this!r}, and now {that!r}"
 
 
 @pytest.mark.timeout(7200 if SOAKING else 300)

@@ -676,17 +676,24 @@ def _waiting(schema: str, world: IndexWorld, generation: GenerationRow) -> Sql:
     )
 
 
+_SEARCHED = ("document_id", "version", "ordinal", "span_start", "span_end", "embedding")
+
+
 def _canary(connection: Connection, schema: str, world: IndexWorld) -> str | None:
     """Return the index by which the planner would find the nearest vectors; None where it uses none."""
     generation = world.generation
-    if generation is None or not _has(
-        world, names.chunks_table(generation.number), "document_id", "embedding"
-    ):
+    if generation is None or not _has(world, names.chunks_table(generation.number), *_SEARCHED):
         return None
+    # As the service sends it (a test compares the two plans), with one of the vectors that are there.
     statement = compose(
-        "EXPLAIN (FORMAT JSON) SELECT document_id FROM {chunks}"
-        " ORDER BY embedding {operator} (SELECT embedding FROM {chunks} LIMIT 1) LIMIT 10",
+        "EXPLAIN (FORMAT JSON) WITH cfg AS MATERIALIZED ("
+        "SELECT (SELECT embedding FROM {chunks} LIMIT 1) AS qv,"
+        " set_config('hnsw.ef_search', {ef}, true) AS ef)"
+        " SELECT n.* FROM cfg CROSS JOIN LATERAL (SELECT c.document_id, c.version, c.ordinal, c.span_start,"
+        " c.span_end, (c.embedding {operator} cfg.qv) AS distance FROM {chunks} c"
+        " ORDER BY (c.embedding {operator} cfg.qv) LIMIT 10) n",
         chunks=identifier(schema, names.chunks_table(generation.number)),
+        ef=literal(str(generation.ef_search)),
         operator=layout.DISTANCE_OPERATOR[Embedding.model_validate(generation.embedding).metric],
     )
     plan = connection.exec_driver_sql(statement, execution_options={"no_parameters": True}).scalar_one()
