@@ -193,6 +193,19 @@ def test_an_index_is_planned_statement_by_statement_and_applied(applied: Place) 
     assert yaml.safe_load(shown)["status"]["active"]["generation"] == 1
 
 
+def test_an_index_that_waits_for_approval_is_made_by_the_hash_that_was_shown(applied: Place) -> None:
+    run(applied.database.dsn, OFFER)
+    manifest = applied.write("notes", index_manifest("notes", change={"approval": "All"}))
+    [planned] = json.loads(applied.polaris("plan", "-f", manifest, "-o", "json").out)
+    assert planned["blocked"]["reason"] == "ApprovalRequired"
+    assert planned["steps"] == []
+    approval = {"approval": "All", "approvedPlan": planned["hash"]}
+    manifest = applied.write("notes", index_manifest("notes", change=approval))
+    done = applied.polaris("apply", "-f", manifest)
+    assert done.code == 0, done.err
+    assert applied.polaris("plan", "-f", manifest).out == "PolarisIndex default/notes: nothing to do\n"
+
+
 def test_one_file_may_hold_both_and_its_order_does_not_matter(applied: Place) -> None:
     run(applied.database.dsn, OFFER)
     both = applied.manifests / "both.yaml"

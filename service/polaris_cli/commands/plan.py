@@ -65,6 +65,7 @@ def _json(planned: Planned) -> dict[str, Any]:
         "kind": key.kind,
         "namespace": key.namespace,
         "name": key.name,
+        "hash": planned.hash,
         "steps": [_step(step) for step in plan.steps],
         "withheld": [_step(step) for step in plan.withheld],
         "blocked": blocked

@@ -22,6 +22,7 @@ from polaris_operator.folder import FolderObjects
 from polaris_operator.main import Operator
 from polaris_operator.manifests import Manifest
 from polaris_operator.objects import Key, Resource
+from polaris_operator.plan.approval import plan_hash
 from polaris_operator.postgres import Fence
 from polaris_operator.sides.database import Database
 from polaris_operator.sides.index import Index
@@ -35,6 +36,8 @@ class Planned:
 
     key: Key
     plan: Plan
+    hash: str | None = None
+    """What `change.approvedPlan` names; None where there is nothing of an index to approve."""
 
 
 def plan(wanted: Sequence[Manifest], data: Path) -> Iterator[Planned]:
@@ -53,7 +56,7 @@ def plan(wanted: Sequence[Manifest], data: Path) -> Iterator[Planned]:
         databases = Operator(objects).databases
         stack.callback(databases.close_all)
         for manifest in wanted:
-            yield Planned(manifest.key, _plan(objects, databases, manifest.key))
+            yield _planned(objects, databases, manifest.key)
 
 
 def admitted(objects: FolderObjects, key: Key) -> Resource:
@@ -74,17 +77,19 @@ def _copy(data: Path, copy: Path) -> None:
         (copy / "secrets").symlink_to((data / "secrets").absolute())
 
 
-def _plan(objects: FolderObjects, databases: Databases, key: Key) -> Plan:
+def _planned(objects: FolderObjects, databases: Databases, key: Key) -> Planned:
     resource = admitted(objects, key)
     now = datetime.now(UTC)
     try:
         if key.kind == "PolarisDatabase":
             spec = parse_spec(PolarisDatabaseSpec, resource.spec)
             doors = databases.open(resource, spec)
-            return Database(collect).plan(resource, spec, _world(resource, spec, doors, now), now)
+            return Planned(
+                key, Database(collect).plan(resource, spec, _world(resource, spec, doors, now), now)
+            )
         return _plan_index(objects, databases, resource, now)
     except PolarisError as error:
-        return Plan(blocked=blocked_by(error))
+        return Planned(key, Plan(blocked=blocked_by(error)))
 
 
 def _world(resource: Resource, spec: PolarisDatabaseSpec, doors: Doors, now: datetime) -> DatabaseWorld:
@@ -102,19 +107,23 @@ def _world(resource: Resource, spec: PolarisDatabaseSpec, doors: Doors, now: dat
     return replace(world, own=None)
 
 
-def _plan_index(objects: FolderObjects, databases: Databases, resource: Resource, now: datetime) -> Plan:
+def _plan_index(objects: FolderObjects, databases: Databases, resource: Resource, now: datetime) -> Planned:
     spec = parse_spec(PolarisIndexSpec, resource.spec)
     reference = spec.database_ref
     key = Key("PolarisDatabase", reference.namespace or resource.key.namespace, reference.name)
     database = objects.get(key)
     if database is None:
-        return Plan(blocked=Blocked(Reason.DATABASE_NOT_FOUND, f"there is no {key}", stalled=True))
+        missing = Blocked(Reason.DATABASE_NOT_FOUND, f"there is no {key}", stalled=True)
+        return Planned(resource.key, Plan(blocked=missing))
     _settle(databases, database, now)
     doors = databases.find(key, resource.key.namespace)
     if doors is None or isinstance(doors, Blocked):
-        return Plan(blocked=doors)
+        return Planned(resource.key, Plan(blocked=doors))
     side = Index()
-    return side.plan(resource, spec, side.gather(resource, spec, doors, now), now)
+    world = side.gather(resource, spec, doors, now)
+    found = side.plan(resource, spec, world, now)
+    every = (*found.steps, *found.withheld, *found.aside)
+    return Planned(resource.key, found, plan_hash(spec, world.index, every) if every else None)
 
 
 def _settle(databases: Databases, database: Resource, now: datetime) -> None:
