@@ -31,8 +31,8 @@ from polaris_operator.lease import (
     taken,
     wait,
 )
-from polaris_operator.objects import Key, Resource
-from scenes.cluster import OPERATOR_ACCOUNT, OPERATOR_NAMESPACE, eventually, lease_path
+from polaris_operator.objects import Resource
+from scenes.cluster import OPERATOR_ACCOUNT, OPERATOR_NAMESPACE, apply, eventually, get, lease_path, path
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 RECORD = taken(None, "other", NOW)
@@ -165,19 +165,37 @@ def test_the_operator_may_have_no_lease_but_its_own(real: Lease, reach: Kubernet
         KubernetesLease(reach, "default", lease_name("")).write(RECORD)
 
 
+@pytest.fixture
+def owner(installed_cluster: Cluster) -> Iterator[Resource]:
+    """An object that is there: what is owned by one that is not, Kubernetes collects at any moment."""
+    key = apply(
+        installed_cluster,
+        {
+            "apiVersion": "polaris.dev/v1alpha1",
+            "kind": "PolarisDatabase",
+            "metadata": {"name": "owner", "namespace": OPERATOR_NAMESPACE},
+            "spec": {"host": "db", "database": "polaris", "credentials": {"secretRef": {"name": "admin"}}},
+        },
+    )
+    found = get(installed_cluster, key)
+    assert found is not None
+    metadata = found["metadata"]
+    yield Resource(key, metadata["uid"], 1, metadata["resourceVersion"], found["spec"])
+    installed_cluster.api("DELETE", path(key))
+
+
 @pytest.mark.kubernetes
-def test_who_leads_no_more_writes_nothing_and_still_reads(reach: KubernetesObjects) -> None:
+def test_who_leads_no_more_writes_nothing_and_still_reads(owner: Resource, reach: KubernetesObjects) -> None:
     term = Term(float("inf"))
     ours = reach.during(term.check)
-    resource = Resource(Key("PolarisDatabase", OPERATOR_NAMESPACE, "main"), "uid", 1, "1", {})
     where = (OPERATOR_NAMESPACE, f"made-{secrets.token_hex(4)}")
-    ours.write_secret(*where, {"a": "1"}, resource)
+    ours.write_secret(*where, {"a": "1"}, owner)
     term.end()
     for write in (
-        lambda: ours.write_status(resource, {}),
-        lambda: ours.set_finalizer(resource, present=True),
-        lambda: ours.write_secret(*where, {"a": "2"}, resource),
-        lambda: ours.delete_secret(*where, resource),
+        lambda: ours.write_status(owner, {}),
+        lambda: ours.set_finalizer(owner, present=True),
+        lambda: ours.write_secret(*where, {"a": "2"}, owner),
+        lambda: ours.delete_secret(*where, owner),
         lambda: ours.service_account_token(OPERATOR_NAMESPACE, OPERATOR_ACCOUNT, "vault"),
     ):
         with pytest.raises(Conflict, match="does not lead"):
@@ -185,7 +203,7 @@ def test_who_leads_no_more_writes_nothing_and_still_reads(reach: KubernetesObjec
     found = ours.secret(*where)
     assert found is not None
     assert found.data == {"a": "1"}
-    reach.delete_secret(*where, resource)
+    reach.delete_secret(*where, owner)
 
 
 # --- who asks
