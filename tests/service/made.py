@@ -138,7 +138,8 @@ class Made:
     def rotate(self, purpose: Purposes) -> str:
         """Issue a login, publish it in the Secret, and return its name. The old one stays valid."""
         self._epoch += 1
-        login, password = f"v-{self.catalog}-{purpose}-{self._epoch}", secrets.token_urlsafe(12)
+        # Not as Vault names them: who tidies up after Vault leaves these alone.
+        login, password = f"made-{self.catalog}-{purpose}-{self._epoch}", secrets.token_urlsafe(12)
         self._execute(
             compose(
                 "CREATE ROLE {login} LOGIN PASSWORD {password} IN ROLE {group}",
