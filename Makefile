@@ -59,7 +59,7 @@ kube: $(VENV)/.dev ## build the Kubernetes API server and Prometheus for tests, 
 
 # Two processes, each with servers of its own; a test waits for its servers for half of the time.
 test: check kube ## everything that this machine can run
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 $(ARGS)
 
 test-node: $(VENV)/.dev ## what needs pods that run: on a node of its own (root), or in POLARIS_TEST_KUBECONFIG
 	@$(BIN)/python tests/node/run.py $(ARGS)
@@ -86,7 +86,7 @@ release: ## push images and charts to REGISTRY, and sign them (skopeo, cosign)
 pin-actions: $(VENV)/.dev ## write the commit behind each action of the workflows beside its version (asks GitHub)
 	@$(BIN)/python .ci/pin_actions.py
 
-soak: $(VENV)/.dev kube ## the long form of the tests of faults and of random cases: about an hour
+soak: $(VENV)/.dev kube ## the long form of the tests of faults and of random cases: hours; one part with ARGS="-k ..."
 	@POLARIS_SOAK=1 $(BIN)/python -m pytest -m soak --timeout 3600 $(ARGS)
 
 bench: $(VENV)/.dev kube ## measure against baselines of the same run; ratios

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,14 @@ class Slow(Database):
         super().__init__(made.folder("query"), Purpose("query"), Metrics(), size=2)
         self.answered = asyncio.Event()
         self.go = asyncio.Event()
+
+    async def answers(self, asked: asyncio.Task[Any]) -> None:
+        """Wait until the catalog has answered, or who asked has failed."""
+        answered = asyncio.create_task(self.answered.wait())
+        await asyncio.wait({asked, answered}, return_when=asyncio.FIRST_COMPLETED)
+        if asked.done():
+            answered.cancel()
+            await asked
 
     @asynccontextmanager
     async def connection(self, kind: str) -> AsyncIterator[Connection]:
@@ -48,7 +57,7 @@ async def test_an_answer_older_than_the_word_of_a_change_is_not_kept(
 ) -> None:
     indexes = Indexes(slow)
     early = asyncio.create_task(indexes.get(index.namespace, index.name))
-    await slow.answered.wait()
+    await slow.answers(early)
     made.run("UPDATE polaris.generations SET ef_search = 77 WHERE index_id = %s", index.number)
     indexes.forget()
     slow.go.set()
@@ -60,7 +69,7 @@ async def test_an_answer_older_than_the_word_of_a_change_is_not_kept(
 async def test_that_an_index_is_missing_is_not_kept_either_once_it_was_made(made: Made, slow: Slow) -> None:
     indexes = Indexes(slow)
     early = asyncio.create_task(indexes.get("team", "made-meanwhile"))
-    await slow.answered.wait()
+    await slow.answers(early)
     made.index("made-meanwhile")
     indexes.forget()
     slow.go.set()
