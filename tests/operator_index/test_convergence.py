@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg2
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from operator_index.place import MAIN, Place, index_manifest, place_in, said_of
@@ -145,6 +145,7 @@ def comparable(found: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.postgres
 @pytest.mark.soak
+@example(harm=["a view dropped", "a view with a column more"], changes={}, rows=0)
 @given(
     harm=st.lists(st.sampled_from(sorted(DRIFT)), max_size=3, unique=True),
     changes=st.fixed_dictionaries({}, optional=EDITS),
