@@ -131,7 +131,7 @@ def test_it_speaks_https_behind_policies_budgets_and_autoscalers(node: Node | Gi
     assert "multilingual-e5-small" in answer(node, release, "https:polaris-embedder:https", "/v1/models")
     kinds = "networkpolicies,poddisruptionbudgets,horizontalpodautoscalers"
     made = node.kubectl("get", kinds, "-n", release, "-o", "name").stdout.split()
-    assert len(made) == 4 + 2 + 1
+    assert len(made) == 4 + 3 + 1
 
 
 def test_what_is_uninstalled_is_gone_and_the_objects_stay(node: Node | Given, release: str) -> None:
