@@ -11,4 +11,4 @@ API_VERSION = "v1alpha1"
 # The level of the catalog that this code is written for. A migration that takes away what older code
 # uses raises `catalog.oldest_code` to the level of the first code that no longer needs it.
 # The level is the number of the newest migration, which writes it into `catalog.level`.
-CATALOG_LEVEL = 4
+CATALOG_LEVEL = 5

@@ -15,6 +15,7 @@ table               written by                             read by
 `models`            worker                                 operator
 `credentials`       operator                               operator only
 `consumers`         service, worker                        operator
+`query_vectors`     service                                operator
 ==================  =====================================  =====================================
 """
 
@@ -25,22 +26,26 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
+    REAL,
     BigInteger,
     CheckConstraint,
     DateTime,
     ForeignKey,
+    ForeignKeyConstraint,
     Identity,
     MetaData,
     UniqueConstraint,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB, UUID
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from polaris.names import CATALOG_SCHEMA
 from polaris.sql import Sql
 
 NOW = text("now()")
+QUERY_VECTORS = 64
+"""Questions of each generation whose vectors are kept."""
 
 
 class Base(DeclarativeBase):
@@ -74,7 +79,7 @@ class Catalog(Base):
     """Eight hexadecimal digits; part of the names of all roles."""
     oldest_code: Mapped[int]
     """The lowest `polaris.CATALOG_LEVEL` that may use this catalog."""
-    level: Mapped[int] = mapped_column(server_default=text("4"))
+    level: Mapped[int] = mapped_column(server_default=text("5"))
     """The number of the newest migration; code whose `polaris.CATALOG_LEVEL` is higher waits for its own."""
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
@@ -173,6 +178,8 @@ class Generation(Base):
     recall_rows: Mapped[int | None] = mapped_column(BigInteger)
     """Rows when it was measured."""
     recall_at: Mapped[datetime | None]
+    recall_details: Mapped[dict[str, Any] | None]
+    """What was found then, by how queries ask (`polaris_operator.world.index.RecallDetails`)."""
     low_water: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     """Every document with a sequence up to here is settled; work is looked for above it."""
     load_requested_at: Mapped[datetime | None]
@@ -186,6 +193,30 @@ class Generation(Base):
     """When the gates before its switch were looked at last."""
     verified: Mapped[dict[str, Any] | None]
     """What was found then, in figures (`polaris_operator.world.index.Verified`)."""
+
+
+class QueryVector(Base):
+    """The vector of a question that somebody asked: nothing of who, when, or in which words.
+
+    A bounded sample of each generation, which the service refreshes while questions come in: recall is
+    measured for what is asked, and not for what is stored only. It goes with its generation.
+    """
+
+    __tablename__ = "query_vectors"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["index_id", "generation"],
+            ["polaris.generations.index_id", "polaris.generations.number"],
+            ondelete="CASCADE",
+        ),
+        CheckConstraint(f"slot BETWEEN 0 AND {QUERY_VECTORS - 1}", name="slot"),
+    )
+
+    index_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    generation: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    slot: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    """Its place in the sample; the next one to be kept there takes it."""
+    vector: Mapped[list[float]] = mapped_column(ARRAY(REAL))
 
 
 class Model(Base):
@@ -267,6 +298,7 @@ GRANTS: dict[str, dict[str, Sql]] = {
         "indexes": Sql("SELECT"),
         "generations": Sql("SELECT, UPDATE (load_requested_at)"),
         "consumers": Sql("SELECT, INSERT, UPDATE, DELETE"),
+        "query_vectors": Sql("SELECT, INSERT, UPDATE"),
     },
     "worker": {
         "catalog": Sql("SELECT"),
@@ -280,6 +312,7 @@ GRANTS: dict[str, dict[str, Sql]] = {
 __all__ = [
     "CONSUMER_TIMEOUT_SECONDS",
     "GRANTS",
+    "QUERY_VECTORS",
     "Base",
     "Catalog",
     "Consumer",
@@ -289,4 +322,5 @@ __all__ = [
     "Index",
     "Installation",
     "Model",
+    "QueryVector",
 ]

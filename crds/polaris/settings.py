@@ -202,6 +202,9 @@ class ServiceSettings(_Embedders, _Served):
     """Connections to PostgreSQL."""
     request_timeout_seconds: Seconds = 30
     """Longest time of one search, unless the caller asks for less."""
+    sample_questions: bool = True
+    """Whether vectors of some questions (64 for an index, never their words) are kept in the catalog, so that
+    recall is measured for what is asked."""
 
     @model_validator(mode="after")
     def _open_only_on_loopback(self) -> Self:

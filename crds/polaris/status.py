@@ -257,13 +257,35 @@ class PlanStatus(Part):
     """In order."""
 
 
+class RecallStatus(Part):
+    """Recall of one way to ask, with the interval that holds the true one nineteen times of twenty."""
+
+    of: str
+    """`rows`: by the index's own vectors; `questions`: by those of questions that were asked; `half`,
+    `tenth`, `hundredth`: with a filter that leaves about so many of the rows."""
+    attribute: str = ""
+    """Of a filter: what it compares."""
+    rows_percent: str = ""
+    """Of a filter: the share of the rows that it leaves."""
+    vectors: int
+    """Vectors that were looked for."""
+    recall_percent: str
+    """Share of the exact top 10 that was found."""
+    low_percent: str
+    """Lower end of the interval."""
+    high_percent: str
+    """Upper end of the interval."""
+
+
 class VerificationStatus(Part):
     """Recall of the live index, measured against exact search."""
 
     last_time: Timestamp | None = None
     """When."""
     recall_percent: str = ""
-    """Share of the exact top 10 that was found."""
+    """Share of the exact top 10 that was found, by the index's own vectors."""
+    classes: list[RecallStatus] = []
+    """The same by each way to ask for which the index is searched."""
     ef_search: int = 0
     """The ef_search that queries use."""
     index_used: bool = False

@@ -22,9 +22,7 @@ from polaris.telemetry import logger
 from polaris_operator import bootstrap, ledger, login_secret
 from polaris_operator.doors import Doors
 from polaris_operator.objects import Resource
-from polaris_operator.observe.recall import measure
 from polaris_operator.observe.verification import verify
-from polaris_operator.plan.recall import record
 from polaris_operator.plan.succession import record_verified
 from polaris_operator.postgres import run
 from polaris_operator.steps import (
@@ -90,7 +88,7 @@ def _carry_out(action: Action, doors: Doors, resource: Resource) -> None:  # noq
         case BuildIndex():
             doors.postgres.start_build(action, lambda: doors.wake(resource.key))
         case MeasureRecall():
-            _measure(action, doors)
+            doors.measurements.wish(action, lambda: doors.wake(resource.key))
         case Verify():
             _verify(action, doors)
         case Migrate():
@@ -135,12 +133,6 @@ def _verify(action: Verify, doors: Doors) -> None:
         verified = verify(connection, action)
     with doors.postgres.write() as connection:
         run(connection, record_verified(action.index, action.generation, verified))
-
-
-def _measure(action: MeasureRecall, doors: Doors) -> None:
-    measured, rows = measure(doors.postgres, action)
-    with doors.postgres.write() as connection:
-        run(connection, record(action.index, action.generation, measured, rows))
 
 
 def _vault(doors: Doors) -> Vault:

@@ -23,6 +23,7 @@ from polaris.status import Reason
 from polaris.telemetry import logger
 from polaris_operator.doors import Doors
 from polaris_operator.listener import Listener
+from polaris_operator.measurements import Measurements
 from polaris_operator.objects import Key, Objects, Resource
 from polaris_operator.postgres import Identity, Postgres, Server
 from polaris_operator.steps import Blocked
@@ -52,6 +53,7 @@ class _Entry:
     kept: Trial | None = None
     """What it lives by since."""
     postgres: Postgres | None = None
+    measurements: Measurements | None = None
     doors: Doors | None = None
     listener: Listener | None = None
     blocked: Blocked | None = None
@@ -139,6 +141,8 @@ class Databases:
             entry.postgres = Postgres(server, identity, process=self._process, may=self._may)
         elif (entry.postgres.server, entry.postgres.identity) != (server, identity):
             entry.postgres.log_in(server, identity)
+        if entry.measurements is None:
+            entry.measurements = Measurements(entry.postgres)
         entry.doors = Doors(
             resource.key,
             self._objects,
@@ -147,11 +151,18 @@ class Databases:
             entry.own,
             self._process,
             self._wake,
+            entry.measurements,
             partial(self.keep_login, resource.key),
             partial(self.doubt_login, resource.key),
             partial(self.prolonging, resource.key),
         )
         return entry.doors
+
+    def measuring(self) -> bool:
+        """Whether the recall of some index is measured, or waits for that."""
+        with self._lock:
+            entries = list(self._entries.values())
+        return any(entry.measurements is not None and entry.measurements.busy for entry in entries)
 
     def keep_login(self, database: Key) -> None:
         """The ledger has our own login: it is no longer on trial.
@@ -330,13 +341,15 @@ def _leave(entry: _Entry, *, for_another: bool = False) -> None:
     """
     if entry.listener is not None:
         entry.listener.stop()
+    if entry.measurements is not None:
+        entry.measurements.stop()
     if entry.postgres is not None:
         entry.postgres.resign()
         builds = entry.postgres.builds()
         if builds is False or (builds is None and not for_another):
             _revoke_own(entry)
         entry.postgres.close()
-    entry.listener = entry.postgres = entry.doors = None
+    entry.listener = entry.measurements = entry.postgres = entry.doors = None
     entry.looked_at = False
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+from polaris_operator.measurements import Measurements
 from polaris_operator.objects import Key, Objects
 from polaris_operator.postgres import Postgres
 from polaris_operator.vault import Vault
@@ -27,6 +28,8 @@ class Doors:
     process: Process
     wake: Callable[[Key], None]
     """Look at an object again soon (a build of its has ended)."""
+    measurements: Measurements
+    """Of recall, beside the passes."""
     keep_login: Callable[[], None] = lambda: None
     """Let our own login live its whole life: it is written down."""
     doubt_login: Callable[[], None] = lambda: None

@@ -20,7 +20,7 @@ from polaris_operator.doors import Doors
 from polaris_operator.objects import Resource, database_of
 from polaris_operator.observe.index import gather
 from polaris_operator.plan.index import plan_index
-from polaris_operator.sides.index import claim_of, with_failures
+from polaris_operator.sides.index import claim_of, with_own_work
 from polaris_operator.world.index import IndexAndLogins, IndexWorld
 
 # What one look holds in memory: some 30 kB an index.
@@ -38,10 +38,12 @@ def patrol(database: Resource, doors: Doors, now: datetime) -> float | None:
 
 def _look_over(found: Sequence[tuple[Resource, PolarisIndexSpec]], doors: Doors, now: datetime) -> None:
     claims = [claim_of(resource) for resource, _ in found]
+    measuring = doors.measurements.pending()
     with doors.postgres.read() as connection:
         worlds = gather(connection, doors.process.installation, claims, canary=False)
     for claim, (resource, spec) in zip(claims, found, strict=True):
-        if needs_a_pass(resource, spec, with_failures(worlds[claim], doors), now):
+        world = with_own_work(worlds[claim], doors, measuring)
+        if needs_a_pass(resource, spec, world, now):
             doors.wake(resource.key)
 
 

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import TypeAlias
 from uuid import UUID
 
+from polaris.spec import Attribute, Embedding
 from polaris.sql import Sql
 from polaris.status import Reason
 
@@ -108,17 +109,24 @@ class DeleteVaultRole:
 
 @dataclass(frozen=True)
 class MeasureRecall:
-    """Measure recall on a sample of the index's own rows, choose `ef_search` by it, write both down."""
+    """Measure recall on a sample of rows and questions, choose `ef_search` by it, write both down.
+
+    `apply` asks for it and does not wait: one index of a database is measured after the other, beside the
+    passes, and its object is looked at again when that is done.
+    """
 
     index: int
     """Number in the catalog."""
     generation: int
     schema: str
-    operator: Sql
-    """pgvector's operator of the generation's metric."""
+    embedding: Embedding
+    attributes: tuple[Attribute, ...]
+    """That filters may use."""
     target_percent: int
     ef_search: int
     """What queries use now."""
+    urgent: bool = True
+    """Whether nothing is known of it yet: then it waits for no other measurement's rest."""
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from polaris_service.parts import Parts
 from polaris_service.routes import answer, documents, health, indexes, search
 from polaris_service.search.questions import Questions, of_providers
 from polaris_service.search.requests import Limits
+from polaris_service.search.sample import Sample
 from polaris_service.search.searcher import Searcher
 from polaris_service.serving import serve
 
@@ -62,7 +63,9 @@ def build_parts(settings: ServiceSettings, embedders: Embedders | None = None) -
     catalog = Indexes(database)
     embedders = measured(embedders or Embedders.of(settings), metrics.registry)
     generator = MeasuredGenerator(generators.of(settings), metrics.registry)
-    searcher = Searcher(database, catalog, Questions(of_providers(embedders)), Limits.of(settings))
+    # A standby takes no rows.
+    sample = Sample(database) if settings.sample_questions and standby is None else None
+    searcher = Searcher(database, catalog, Questions(of_providers(embedders)), Limits.of(settings), sample)
     return Parts(
         settings=settings,
         metrics=metrics,
@@ -73,6 +76,7 @@ def build_parts(settings: ServiceSettings, embedders: Embedders | None = None) -
         store=Store(database),
         loading=Loading(database, catalog),
         searcher=searcher,
+        sample=sample,
         answerer=Answerer(searcher, database, generator, settings.generator_timeout_seconds),
         certificate=Certificate.of(settings, metrics.registry),
     )
@@ -97,9 +101,10 @@ def create_app(parts: Parts) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(flush_spans)
-            for part in (parts.embedders, parts.gate, parts.database, parts.answerer):
-                await part.start()
-                stack.push_async_callback(part.stop)
+            for part in (parts.embedders, parts.gate, parts.database, parts.answerer, parts.sample):
+                if part is not None:
+                    await part.start()
+                    stack.push_async_callback(part.stop)
             for ended in (parts.store, parts.loading):
                 stack.push_async_callback(ended.stop)
             yield

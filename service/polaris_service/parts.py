@@ -14,6 +14,7 @@ from polaris_service.embed.registry import Embedders
 from polaris_service.gate import Gate
 from polaris_service.indexes import Indexes
 from polaris_service.metrics import Metrics
+from polaris_service.search.sample import Sample
 from polaris_service.search.searcher import Searcher
 
 
@@ -30,6 +31,8 @@ class Parts:
     store: Store
     loading: Loading
     searcher: Searcher
+    sample: Sample | None
+    """None: no questions are kept."""
     answerer: Answerer
     certificate: Certificate | None
     """What it listens with; None: plain HTTP."""

@@ -20,8 +20,8 @@ from bench.load import Asyncpg, Load, PgBench, Target, http
 from bench.local import NAMESPACE, BenchError, Local, wait_for
 from bench.statement import QUESTIONS, Statement
 from bench.timing import Timing
+from polaris.routing import Kind
 from polaris_service.indexes import FRESH_SECONDS
-from polaris_service.search.route import Kind
 
 BENCH = "search"
 THROUGHPUT = Goal("≥", 0.5)

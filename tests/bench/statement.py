@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from polaris.routing import Kind
 from polaris.spec import Embedding
 from polaris_service.search import statements
-from polaris_service.search.route import Kind
 
 QUESTIONS = "public.bench_questions"
 """Table of the vectors that pgbench draws from: a vector sent as text would cost more than the search."""

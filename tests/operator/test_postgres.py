@@ -39,6 +39,7 @@ from polaris_operator.conditions.shared import blocked_by
 from polaris_operator.doors import Doors
 from polaris_operator.folder import FolderObjects
 from polaris_operator.lease import Term
+from polaris_operator.measurements import Measurements
 from polaris_operator.objects import Key, Resource
 from polaris_operator.postgres import Identity, Postgres, Server, is_pooled, run
 from polaris_operator.steps import (
@@ -311,7 +312,16 @@ def test_who_was_replaced_asks_vault_nothing(
         closing(nobody),
         closing(FolderObjects(tmp_path / "manifests", tmp_path / "data")) as objects,
     ):
-        doors = Doors(key, objects, door, nobody, None, Process(ME, "here", "process-1"), lambda _: None)
+        doors = Doors(
+            key,
+            objects,
+            door,
+            nobody,
+            None,
+            Process(ME, "here", "process-1"),
+            lambda _: None,
+            Measurements(door),
+        )
         step = Step(Reason.DELETED, "it is no longer needed", action)
         with pytest.raises(VaultUnavailable):
             apply([step], doors, Resource(key, "uid", 1, "", {}))

@@ -161,8 +161,11 @@ class Place:
         self.errors = []
         for one in sorted(changed | wanted | {MAIN}):
             self._reconcile(one)
-        while self.woken:
-            self._reconcile(self.woken.pop())
+        while self.woken or self.databases.measuring():
+            if self.woken:
+                self._reconcile(self.woken.pop())
+            else:
+                time.sleep(0.005)
         found = self.objects.get(key) if key else None
         return dict(found.status) if found else {}
 

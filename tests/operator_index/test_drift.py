@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from operator_index.place import MAIN, Place, said_of
+from polaris.routing import Kind
 from polaris.status import Reason
 from polaris_operator.objects import Key
-from polaris_service.search.route import Kind
 from polaris_service.search.statements import Shape, search
 from soak import times
 

@@ -746,17 +746,18 @@ def test_recall_is_measured_when_it_never_was() -> None:
     (step,) = measured(5000, recall=None, recall_rows=None, recall_at=None)
 
     assert isinstance(step.action, MeasureRecall)
-    assert (step.action.target_percent, step.action.operator) == (98, "<=>")
+    assert (step.action.target_percent, step.action.urgent) == (98, True)
 
 
 @pytest.mark.parametrize(
     ("rows", "before", "minutes", "recall", "due"),
     [
         (5000, 5000, 60, 0.99, False),
-        (5500, 5000, 1, 0.99, False),
-        (6100, 5000, 1, 0.99, True),
-        (3900, 5000, 1, 0.99, True),
-        (5001, 5000, 11, 0.99, True),
+        (5400, 5000, 1, 0.99, False),
+        (5600, 5000, 1, 0.99, True),
+        (4400, 5000, 1, 0.99, True),
+        (5001, 5000, 3, 0.99, False),
+        (5001, 5000, 5, 0.99, True),
         (5000, 5000, 11, 0.90, True),
         (5000, 5000, 1, 0.90, False),
         (5000, 5000, 11, None, True),

@@ -219,7 +219,7 @@ def test_recall_below_the_promise_is_a_gate_too() -> None:
     assert decided.steps == ()
     assert decided.blocked is not None
     assert decided.blocked.reason == Reason.GATE_FAILED
-    assert "finds 91.0% of the exact top 10; promised: 98%" in decided.blocked.message
+    assert "finds 91.0% of the exact top 10 by its own rows; promised: 98%" in decided.blocked.message
 
 
 def test_recall_is_measured_before_the_switch() -> None:

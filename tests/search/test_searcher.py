@@ -18,13 +18,13 @@ from polaris.errors import (
     EmbedderUnavailable,
     InvalidInput,
 )
+from polaris.routing import Kind, Reason
 from polaris.spec import Embedding, Metric, VectorType
 from polaris_service.database import Database
 from polaris_service.indexes import Indexes, NoSuchIndex
 from polaris_service.search.dense import Hit
 from polaris_service.search.questions import Questions
 from polaris_service.search.requests import Limits, parse
-from polaris_service.search.route import Kind, Reason
 from polaris_service.search.searcher import GenerationGone, Searcher, SearchResult
 from search.world import Chunk, Document, SearchIndex, World, clustered, distances, held, spec
 

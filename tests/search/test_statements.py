@@ -10,11 +10,11 @@ import asyncpg
 import pytest
 from pgvector.asyncpg import register_vector
 
+from polaris.routing import Kind
 from polaris.spec import AttributeType, PolarisIndexSpec
 from polaris_service.indexes import ServedIndex
 from polaris_service.search import statements
 from polaris_service.search.filters import Condition, compile_filter, parse
-from polaris_service.search.route import Kind
 from search.world import Chunk, Document, SearchIndex, World, clustered, spec
 
 pytestmark = [pytest.mark.postgres, pytest.mark.anyio]

@@ -19,12 +19,14 @@ from polaris.status import (
     PlanStatus,
     PreviousStatus,
     Reason,
+    RecallStatus,
     StepStatus,
     VerificationStatus,
 )
 from polaris_operator.conditions import credentials, progress, shared
 from polaris_operator.conditions.shared import Said
 from polaris_operator.objects import Resource
+from polaris_operator.plan import recall
 from polaris_operator.plan.approval import plan_hash
 from polaris_operator.plan.index import wanted_logins
 from polaris_operator.plan.ownership import is_own
@@ -32,7 +34,7 @@ from polaris_operator.plan.preflight import fitting
 from polaris_operator.plan.succession import drop_after, filled
 from polaris_operator.steps import Plan, Step, statements
 from polaris_operator.world.credentials import Wanted
-from polaris_operator.world.index import GenerationRow, IndexAndLogins, IndexWorld
+from polaris_operator.world.index import ClassRecall, GenerationRow, IndexAndLogins, IndexWorld
 
 _SHOWN_STEPS = 50
 _SHOWN_CHARACTERS = 16_000
@@ -143,10 +145,16 @@ def recall_met(resource: Resource, spec: PolarisIndexSpec, world: IndexWorld) ->
         return Said("RecallMet", "Unknown", Reason.NOT_MEASURED, "it is measured once there is time for it")
     target = spec.search.target_recall_percent
     rows = f"at {generation.recall_rows} rows with ef_search {generation.ef_search}"
-    message = f"{_percent(generation.recall)}% of the exact top 10 are found {rows}; promised: {target}%"
-    if generation.recall * 100 >= target:
+    found = "; ".join(map(_told, recall.classes(generation)))
+    message = f"of the exact top 10 are found {found}; {rows}; promised: {target}%"
+    if recall.below(generation, target / 100) is None:
         return Said("RecallMet", "True", Reason.MEASURED, message)
     return Said("RecallMet", "False", Reason.BELOW_TARGET, message)
+
+
+def _told(one: ClassRecall) -> str:
+    interval = f" ({_percent(one.low)} to {_percent(one.high)})" if one.vectors else ""
+    return f"{_percent(one.recall)}%{interval} {recall.described(one)}"
 
 
 def _percent(recall: float) -> str:
@@ -242,8 +250,21 @@ def verification(world: IndexWorld) -> VerificationStatus | None:
     return VerificationStatus(
         last_time=generation.recall_at,
         recall_percent="" if generation.recall is None else _percent(generation.recall),
+        classes=[_class(one) for one in recall.classes(generation) if one.vectors],
         ef_search=generation.ef_search,
         index_used=generation.vector_index is not None and world.canary == generation.vector_index,
+    )
+
+
+def _class(one: ClassRecall) -> RecallStatus:
+    return RecallStatus(
+        of=one.of,
+        attribute=one.attribute or "",
+        rows_percent="" if one.share is None else f"{100 * one.share:.1f}",
+        vectors=one.vectors,
+        recall_percent=_percent(one.recall),
+        low_percent=_percent(one.low),
+        high_percent=_percent(one.high),
     )
 
 

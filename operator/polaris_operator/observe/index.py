@@ -26,6 +26,7 @@ from polaris_operator.world.index import (
     BEHIND_LIMIT,
     Build,
     Claim,
+    ClassRecall,
     Column,
     GenerationRow,
     Grants,
@@ -33,6 +34,7 @@ from polaris_operator.world.index import (
     IndexSeen,
     IndexWorld,
     Model,
+    RecallDetails,
     Relation,
     Role,
     Schema,
@@ -97,8 +99,10 @@ WHERE i.installation_id = :installation AND i.state = 'active'
 
 _GENERATIONS = text("""
 SELECT index_id, number, state, embedding, chunking, index, vector_index, ef_search, recall, recall_rows,
-  recall_at, load_requested_at, valid_since, superseded_at, verified_at, verified, low_water
-FROM polaris.generations WHERE index_id = ANY(CAST(:numbers AS integer[])) ORDER BY number
+  recall_at, recall_details, load_requested_at, valid_since, superseded_at, verified_at, verified, low_water,
+  (SELECT count(*) FROM polaris.query_vectors v
+   WHERE v.index_id = g.index_id AND v.generation = g.number) AS questions
+FROM polaris.generations g WHERE index_id = ANY(CAST(:numbers AS integer[])) ORDER BY number
 """)
 
 # PostgreSQL 16 brought inherit_option and set_option; before it every membership had both.
@@ -130,6 +134,8 @@ SELECT n.nspname AS schema, c.relname AS name, c.relkind AS kind, pg_get_userbyi
   c.relkind = 'r' AND c.relfilenode <> c.oid AS rewritten,
   pg_stat_get_live_tuples(c.oid) AS live, pg_stat_get_dead_tuples(c.oid) AS dead,
   pg_stat_get_mod_since_analyze(c.oid) AS changed,
+  pg_stat_get_tuples_inserted(c.oid) + pg_stat_get_tuples_updated(c.oid) + pg_stat_get_tuples_deleted(c.oid)
+    AS writes,
   greatest(pg_stat_get_last_vacuum_time(c.oid), pg_stat_get_last_autovacuum_time(c.oid)) AS vacuumed_at,
   (SELECT json_agg(json_build_array(
        a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attstorage) ORDER BY a.attnum)
@@ -363,10 +369,19 @@ def _generations(connection: Connection, numbers: Sequence[int]) -> dict[int, tu
     found: dict[int, tuple[_Generation, ...]] = defaultdict(tuple)
     for row in connection.execute(_GENERATIONS, {"numbers": list(numbers)}).mappings():
         values = {key: value for key, value in row.items() if key not in ("index_id", "low_water")}
-        verified = values.pop("verified")
-        generation = GenerationRow(**values, verified=Verified(**verified) if verified else None)
+        verified, details = values.pop("verified"), values.pop("recall_details")
+        generation = GenerationRow(
+            **values,
+            verified=Verified(**verified) if verified else None,
+            recall_details=_details(details) if details else None,
+        )
         found[row["index_id"]] += (_Generation(generation, row["low_water"]),)
     return found
+
+
+def _details(said: Mapping[str, Any]) -> RecallDetails:
+    classes = tuple(ClassRecall(**one) for one in said["classes"])
+    return RecallDetails(**{**said, "classes": classes})
 
 
 def _bare(
@@ -478,6 +493,7 @@ def _relations(connection: Connection, parameters: Mapping[str, Any]) -> dict[st
             live=row["live"],
             dead=row["dead"],
             changed=row["changed"],
+            writes=row["writes"],
             vacuumed_at=row["vacuumed_at"],
             depends_on=frozenset(row["depends_on"] or ()),
         )

@@ -187,13 +187,24 @@ def _through_the_gates(
         # It served before, and what came to serve after it may be harming somebody: a way back does not
         # wait for a measurement, nor for a promise that it may have broken all along.
         return Progress((*own, _switch(aim, serving, point, row.verified)))
+    return _by_its_recall(aim, row, own, _switch(aim, serving, point, row.verified))
+
+
+def _by_its_recall(aim: Aim, row: GenerationRow, own: tuple[Step, ...], switch: Step) -> Progress:
+    if aim.number in aim.world.measuring:
+        measured = f"the recall of {row.vector_index} is measured"
+        return Progress(own, Blocked(Reason.VERIFYING, measured, stalled=False), LOOK_AGAIN_SECONDS)
     if measure := recall.steps(aim):
         return Progress((*own, *measure))
     target = aim.spec.search.target_recall_percent
-    if row.vector_index is not None and row.recall is not None and row.recall * 100 < target:
-        found = f"{row.vector_index} finds {row.recall * 100:.1f}% of the exact top 10; promised: {target}%"
+    less = recall.below(row, target / 100)
+    if row.vector_index is not None and less is not None:
+        found = (
+            f"{row.vector_index} finds {less.recall * 100:.1f}% of the exact top 10"
+            f" {recall.described(less)}; promised: {target}%"
+        )
         return Progress(own, _failed(aim, found), recall.AGE_SECONDS)
-    return Progress((*own, _switch(aim, serving, point, row.verified)))
+    return Progress((*own, switch))
 
 
 def record_verified(number: int, generation: int, verified: Verified) -> Sql:

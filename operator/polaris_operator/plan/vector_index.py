@@ -87,13 +87,14 @@ def set_generation(aim: Aim, **values: Sql) -> Sql:
 
 
 NULL = Sql("NULL")
+_UNKNOWN = dict.fromkeys(("recall", "recall_rows", "recall_at", "recall_details"), NULL)
 
 
 def not_measured(*, complete: bool) -> dict[str, Sql]:
     """Return what the row says of recall before it is measured; `complete`: there is nothing to miss."""
     if complete:
-        return {"recall": Sql("1"), "recall_rows": Sql("0"), "recall_at": Sql("now()")}
-    return {"recall": NULL, "recall_rows": NULL, "recall_at": NULL}
+        return {**_UNKNOWN, "recall": Sql("1"), "recall_rows": Sql("0"), "recall_at": Sql("now()")}
+    return _UNKNOWN
 
 
 def settle(aim: Aim, now: datetime) -> Progress:

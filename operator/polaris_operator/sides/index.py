@@ -6,6 +6,7 @@ fails is put aside, and DDL does not wait for it either.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 
@@ -37,10 +38,11 @@ class Index:
     ) -> IndexAndLogins:
         """Return what there is of the object's index; change nothing."""
         claim = claim_of(resource)
+        measuring = doors.measurements.pending()
         with doors.postgres.read() as connection:
             world = gather(connection, doors.process.installation, [claim])[claim]
             world = replace(world, indexes=compared(connection, world, spec.attributes))
-        world = with_failures(world, doors)
+        world = with_own_work(world, doors, measuring)
         if not has_logins(resource, world):
             return IndexAndLogins(world)
         wanted = wanted_logins(resource, spec, world)
@@ -119,12 +121,15 @@ def has_logins(resource: Resource, world: IndexWorld) -> bool:
     return (is_own(resource, world) or going) and reader in world.roles
 
 
-def with_failures(world: IndexWorld, doors: Doors) -> IndexWorld:
-    """Return the world with what this process knows of builds that it started."""
+def with_own_work(world: IndexWorld, doors: Doors, measuring: Mapping[int, frozenset[int]]) -> IndexWorld:
+    """Return the world with what this process knows of builds and measurements that it started.
+
+    `measuring` is what was measured before the look: a result that came since is seen by the next one.
+    """
     if world.subject is None:
         return world
     schema = world.subject.schema
     failures = {
         index: failure for (place, index), failure in doors.postgres.failures.items() if place == schema
     }
-    return replace(world, failures=failures)
+    return replace(world, failures=failures, measuring=measuring.get(world.number, frozenset()))

@@ -98,6 +98,37 @@ class Verified:
 
 
 @dataclass(frozen=True)
+class ClassRecall:
+    """Recall of one way to ask, as a measurement found it. Shares are from 0 to 1."""
+
+    of: str
+    """`rows`: by the index's own vectors; `questions`: by what was asked; else a class of filters
+    (`polaris_operator.plan.filters.CLASSES`)."""
+    vectors: int
+    """That were looked for."""
+    recall: float
+    low: float
+    """With `high`: the interval that holds the true recall nineteen times of twenty."""
+    high: float
+    attribute: str | None = None
+    """Of a class of filters: what was compared."""
+    share: float | None = None
+    """Of a class of filters: the share of the rows that was left."""
+
+
+@dataclass(frozen=True)
+class RecallDetails:
+    """What a measurement of recall came to, beyond the one number."""
+
+    took_seconds: float
+    writes: int
+    """Rows written or deleted in the table until then, by PostgreSQL's count."""
+    questions: int
+    """Vectors of questions that were kept then."""
+    classes: tuple[ClassRecall, ...]
+
+
+@dataclass(frozen=True)
 class GenerationRow:
     """A row of `polaris.generations`."""
 
@@ -123,6 +154,9 @@ class GenerationRow:
     where it does not serve."""
     failing: int = 0
     """Of these, documents that have failed, and are tried again."""
+    recall_details: RecallDetails | None = None
+    questions: int = 0
+    """Vectors of questions that are kept."""
 
 
 @dataclass(frozen=True)
@@ -195,6 +229,8 @@ class Relation:
     """rows that were deleted and not vacuumed yet, as PostgreSQL has counted them since it was started."""
     changed: int = 0
     """Rows written or deleted since it was analyzed last."""
+    writes: int = 0
+    """Rows written or deleted since PostgreSQL began to count."""
     vacuumed_at: datetime | None = None
     """When it was vacuumed last, by anybody."""
     depends_on: frozenset[str] = frozenset()
@@ -300,6 +336,8 @@ class IndexWorld:
     """Index that the planner chooses for a nearest-neighbour query; None: none, or not asked."""
     old_transaction: str | None = None
     """Whose has been open for longest in this database, where that is long."""
+    measuring: frozenset[int] = frozenset()
+    """Generations whose recall this process measures, or will before long."""
     failures: Mapping[str, BuildFailure] = field(default_factory=dict)
     """By the name of the index."""
 

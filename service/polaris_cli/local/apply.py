@@ -117,7 +117,11 @@ def _reconcile(objects: FolderObjects, keys: Sequence[Key], deadline: float, tel
         for database in {_database(resource) for resource in wanted} - {None, *keys}:
             if database is not None and objects.get(database) is not None:
                 settle(database)
-        return [settle(key) for key in keys]
+        came_to = [settle(key) for key in keys]
+        while operator.databases.measuring() and time.monotonic() < deadline:
+            time.sleep(_LOOK_SECONDS)
+        # Nobody else writes down in the status what was measured since.
+        return [settle(outcome.key) if outcome.ready else outcome for outcome in came_to]
     finally:
         operator.databases.close_all()
 

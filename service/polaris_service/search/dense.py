@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import asyncpg
 import orjson
 
+from polaris import routing
+from polaris.routing import IndexFacts, Kind, Strategy
 from polaris_service.database import Connection, Database
 from polaris_service.indexes import ServedIndex
-from polaris_service.search import route, statements
+from polaris_service.search import statements
 from polaris_service.search.filters import Condition, Filter, compile_filter
-from polaris_service.search.route import IndexFacts, Kind, Strategy
 from polaris_service.vectors import Vector, score
 
 _FRESH_SECONDS = 10.0
@@ -109,10 +110,10 @@ class Dense:
             # Without a vector index there is nothing to choose.
             if tree is not None and index.vector_index is not None:
                 matches = await self._estimates.rows(connection, index, compile_filter(tree, 1))
-            strategy = route.choose(_facts(index, rows), k, matches)
+            strategy = routing.choose(_facts(index, rows), k, matches)
             tried = [strategy]
             records = await run.once(strategy)
-            again = route.after_too_few(strategy, len(records), k)
+            again = routing.after_too_few(strategy, len(records), k)
             if again is not None:
                 tried.append(again)
                 records = await run.once(again)

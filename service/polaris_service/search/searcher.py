@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import orjson
 
 from polaris.errors import Conflict, DeadlineExceeded
+from polaris.routing import Strategy
 from polaris_service import vectors
 from polaris_service.database import Database, TableMissing
 from polaris_service.indexes import Indexes, ServedIndex
@@ -19,7 +20,7 @@ from polaris_service.search import filters, freshness
 from polaris_service.search.dense import Dense, Found, Hit
 from polaris_service.search.questions import Questions
 from polaris_service.search.requests import Limits, SearchRequest
-from polaris_service.search.route import Strategy
+from polaris_service.search.sample import Sample
 from polaris_service.vectors import Vector
 
 
@@ -116,8 +117,16 @@ def _strategy(strategy: Strategy) -> dict[str, Any]:
 class Searcher:
     """Searches indexes."""
 
-    def __init__(self, database: Database, indexes: Indexes, questions: Questions, limits: Limits) -> None:
+    def __init__(
+        self,
+        database: Database,
+        indexes: Indexes,
+        questions: Questions,
+        limits: Limits,
+        sample: Sample | None = None,
+    ) -> None:
         self.limits = limits
+        self._sample = sample
         self._database = database
         self._indexes = indexes
         self._questions = questions
@@ -156,7 +165,10 @@ class Searcher:
         return SearchResult(index, found, timings.told(), explain=request.explain)
 
     async def _embedded(self, index: ServedIndex, request: SearchRequest) -> Vector:
-        return await self._questions.vector(index.embedding, request.query or "")
+        vector = await self._questions.vector(index.embedding, request.query or "")
+        if self._sample is not None:
+            self._sample.take(index, vector)
+        return vector
 
 
 def _check_generation(index: ServedIndex, request: SearchRequest) -> None:

@@ -18,10 +18,10 @@ from typing import Self
 
 from polaris import names
 from polaris.layout import DISTANCE_OPERATOR
+from polaris.routing import Kind
 from polaris.spec import Metric, VectorType
 from polaris.sql import Sql, compose, identifier
 from polaris_service.indexes import ServedIndex
-from polaris_service.search.route import Kind
 
 _HITS = """
 SELECT d.external_id AS document, h.version, h.ordinal AS chunk, h.span_start, h.span_end, h.distance,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polaris_service.search.route import (
+from polaris.routing import (
     EF_MAX,
     EXACT_MAX_ROWS,
     IndexFacts,
