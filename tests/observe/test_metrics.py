@@ -12,9 +12,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from docs.pages import ROOT
 from observe.running import PROGRAMS, Running, families
+from polaris.certificate import Certificate
 from polaris_operator.measured import MeasuredObjects, samples
 from polaris_operator.objects import Key
-from polaris_service.certificate import Certificate
 from tls.authority import Authority, mounted
 
 pytestmark = pytest.mark.postgres
