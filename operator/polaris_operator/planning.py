@@ -13,6 +13,7 @@ import json
 import math
 import re
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -43,6 +44,8 @@ _TURN_SECONDS = 5.0
 # Where nobody knows better: long enough for a restart of a part, short enough for a person.
 _RETRY_AFTER = 2.0
 _PIECE = 2**16
+# A caller that sends a byte now and then holds a thread no longer than that.
+_BODY_SECONDS = 30.0
 _JSON = frozenset({"application/json", ""})
 _YAML = frozenset({"application/yaml", "application/x-yaml", "text/yaml"})
 _LOOPBACK = r"(?i:localhost|127(?:\.[0-9]{1,3}){3}|\[::1\])(?::[0-9]{1,5})?"
@@ -145,6 +148,8 @@ class Planning:
         """Answer one request."""
         status, headers, body = self._answer(environ)
         _ASKED.labels(str(status)).inc()
+        if status != HTTPStatus.OK:
+            log.info("no plan shown", status=status, code=body["code"], why=body["detail"])
         content = json.dumps(body, ensure_ascii=False).encode()
         kind = "application/json" if status == HTTPStatus.OK else "application/problem+json"
         start_response(
@@ -292,10 +297,14 @@ def _body(environ: Environment) -> bytes:
     if length > MAX_BODY_BYTES:
         _forget(source, min(length, 16 * MAX_BODY_BYTES))
         raise e.TooLarge(f"the body has {length} bytes; at most {MAX_BODY_BYTES} are taken")
-    raw: bytes = source.read(length)
+    end, raw = time.monotonic() + _BODY_SECONDS, bytearray()
+    while len(raw) < length and (piece := source.read1(min(length - len(raw), _PIECE))):
+        raw += piece
+        if time.monotonic() > end:
+            raise e.DeadlineExceeded(f"the body was not here within {_BODY_SECONDS:g} s")
     if len(raw) < length:
         raise Malformed(f"the body ended after {len(raw)} of {length} bytes")
-    return raw
+    return bytes(raw)
 
 
 def _forget(source: IO[bytes], left: int) -> None:

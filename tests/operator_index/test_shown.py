@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import json
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import count
 from typing import Any
@@ -16,8 +19,11 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, event
 
 from operator_index.place import DIMENSION, MAIN, PATIENCE_SECONDS, Place, index_manifest, place_in
+from polaris_cli.up.ports import any_free
 from polaris_cli.up.postgres import LocalPostgres
 from polaris_operator import manifests, preview
+from polaris_operator.callers import OpenGate
+from polaris_operator.planning import Planning
 from soak import times
 
 pytestmark = pytest.mark.postgres
@@ -166,3 +172,31 @@ def test_a_change_that_waits_is_shown_with_the_name_that_the_status_gives_it(lon
     status = long_lived.go(key)["plan"]
     assert (planned["hash"], planned["withheld"]) == (status["hash"], status["steps"])
     assert planned["destructive"] == status["destructive"]
+
+
+def asked(place: Place, manifest: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """What the route answers over a folder, on the loopback."""
+    said: list[str] = []
+    raw = json.dumps(manifest).encode()
+    environ = {
+        "REQUEST_METHOD": "POST",
+        "CONTENT_TYPE": "application/json",
+        "CONTENT_LENGTH": str(len(raw)),
+        "HTTP_HOST": "127.0.0.1:9090",
+        "wsgi.input": io.BytesIO(raw),
+    }
+    route = Planning(lambda: place, OpenGate(), loopback=True)
+    content = b"".join(route(environ, lambda status, _headers: said.append(status)))
+    return said[0], json.loads(content)
+
+
+def test_the_route_answers_what_is_planned_and_says_so_while_postgresql_is_away(here: Place) -> None:
+    manifest = index_manifest("asked")
+    assert asked(here, manifest) == ("200 OK", shown(here, manifest))
+    door = here.doors.postgres
+
+    door.log_in(replace(door.server, port=any_free()), door.identity)
+
+    status, problem = asked(here, manifest)
+    assert (status, problem["code"]) == ("503 Service Unavailable", "database-unavailable")
+    assert "secret" not in problem["detail"]

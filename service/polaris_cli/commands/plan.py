@@ -10,14 +10,13 @@ from typing import Annotated, Any
 
 import typer
 
-from polaris.errors import InvalidManifest
+from polaris.errors import InvalidManifest, Unavailable
 from polaris.settings import ClientSettings, FolderSettings
 from polaris.telemetry import configure_logging
 from polaris_cli import show
 from polaris_cli.flags import Format, Output, WrongUsage, read, with_settings
 from polaris_cli.local import manifests
 from polaris_operator.manifests import Manifest, document_of
-from polaris_operator.preview import document
 
 Files = Annotated[
     list[Path], typer.Option("-f", "--file", metavar="PATH", help="Manifests: a file or a folder.")
@@ -70,13 +69,14 @@ def plan(
 
 def _here(wanted: Sequence[Manifest], data: Path) -> Iterator[Mapping[str, Any]]:
     from polaris_cli.local.plan import plan as plan_all
+    from polaris_operator.preview import document
 
     yield from map(document, plan_all(wanted, data))
 
 
 def _asked(wanted: Sequence[Manifest], asking: ClientSettings) -> Iterator[Mapping[str, Any]]:
     """Yield what the operator answers about each index; of databases it plans none."""
-    from polaris_cli.client import Service
+    from polaris_cli.client import Service, Unreachable
 
     indexes = [manifest for manifest in wanted if manifest.key.kind == "PolarisIndex"]
     if not indexes:
@@ -86,7 +86,10 @@ def _asked(wanted: Sequence[Manifest], asking: ClientSettings) -> Iterator[Mappi
     with Service(asking) as operator:
         for manifest in indexes:
             ask = partial(operator.post, "/v1/plan", document_of(manifest))
-            yield operator.patiently(ask, show.say)
+            try:
+                yield operator.patiently(ask, show.say)
+            except Unreachable:
+                raise Unavailable(f"no operator answers at {asking.server}") from None
 
 
 def lines(planned: Mapping[str, Any]) -> Iterable[str]:
