@@ -51,7 +51,7 @@ def told(system: Running, tmp_path: Any) -> dict[str, dict[str, tuple[str, froze
     secret = mounted(tmp_path / "tls", Authority().pair())
     registry = CollectorRegistry(auto_describe=True)
     Certificate(secret.folder / "tls.crt", secret.folder / "tls.key", registry)
-    for program in ("service", "embedder"):
+    for program in ("operator", "service", "embedder"):
         found[program] |= families(generate_latest(registry).decode())
     return found
 
