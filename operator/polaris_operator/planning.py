@@ -149,7 +149,7 @@ class Planning:
         status, headers, body = self._answer(environ)
         _ASKED.labels(str(status)).inc()
         if status != HTTPStatus.OK:
-            log.info("no plan shown", status=status, code=body["code"], why=body["detail"])
+            log.info("no plan shown", status=status, code=body["code"])
         content = json.dumps(body, ensure_ascii=False).encode()
         kind = "application/json" if status == HTTPStatus.OK else "application/problem+json"
         start_response(
@@ -200,10 +200,12 @@ class Planning:
                 f"{caller.name} needs get on polarisindexes/plan {key.name} in namespace {key.namespace}"
             )
         core = self._leading()
-        planned = plan(manifest, core, datetime.now(UTC))
+        try:
+            planned = plan(manifest, core, datetime.now(UTC))
+        finally:
+            # Where it stopped to lead meanwhile, another one may have done all of it; doors are closed.
+            self._leading()
         log.info("plan shown", object=str(key), caller=caller.name, hash=planned.hash)
-        # Where it stopped to lead meanwhile, another one may have done all of it.
-        self._leading()
         return preview.document(planned)
 
     def _leading(self) -> Core:
@@ -283,7 +285,12 @@ def _no_number(name: str) -> float:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:500]
+    """Return what is wrong and where, without the text itself: it may be a Secret that went astray."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"{error.problem} in line {error.problem_mark.line + 1}"
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} in line {error.lineno}"
+    return type(error).__name__ if isinstance(error, UnicodeError) else str(error)[:200]
 
 
 def _body(environ: Environment) -> bytes:

@@ -83,6 +83,14 @@ def test_a_body_that_is_no_document_is_malformed(name: str) -> None:
         parse(*MALFORMED[name])
 
 
+@pytest.mark.unit
+@pytest.mark.parametrize("kind", [JSON, YAML])
+def test_what_stands_in_a_body_that_is_wrong_is_not_repeated(kind: str) -> None:
+    with pytest.raises(planning.Malformed, match="in line 2") as caught:
+        parse(b'{"password":\n "hunter2" "hunter2": [}', kind)
+    assert "hunter2" not in str(caught.value)
+
+
 def without(**changes: Any) -> dict[str, Any]:
     return {**manifest(), **changes}
 
@@ -218,6 +226,14 @@ def test_a_field_that_is_wrong_is_named() -> None:
 )
 def test_a_request_of_another_shape_is_refused(environ: dict[str, str], status: int) -> None:
     assert ask(opened(Stub()), **environ)[0] == status
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("found", [RuntimeError("the doors are closed"), PolarisError("does not lead")])
+def test_one_that_stops_to_lead_meanwhile_says_so_and_nothing_else(found: Exception) -> None:
+    terms = iter([Stub(found), Stub(found), None])
+    status, _, problem = ask(Planning(lambda: next(terms), OpenGate()))
+    assert (status, problem["code"]) == (503, "not-leading")
 
 
 @pytest.mark.unit
