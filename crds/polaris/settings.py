@@ -20,6 +20,9 @@ from polaris.errors import InvalidInput
 
 PREFIX = "POLARIS_"
 
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+"""Addresses at which nobody but this machine's own is listened to."""
+
 T = TypeVar("T", bound="Settings")
 
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -78,7 +81,25 @@ def _set(flags: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in flags.items() if value is not None}
 
 
-class OperatorSettings(Settings):
+class Served(Settings):
+    """Settings of a program that shows a certificate to its callers."""
+
+    tls_cert_file: str = ""
+    """File with the certificate (PEM, its chain behind it) that is shown to callers; followed when it
+    changes, without a restart. Empty: plain HTTP."""
+    tls_key_file: str = ""
+    """File with that certificate's key."""
+
+    @model_validator(mode="after")
+    def _both_or_neither(self) -> Self:
+        names = {"POLARIS_TLS_CERT_FILE": self.tls_cert_file, "POLARIS_TLS_KEY_FILE": self.tls_key_file}
+        missing = [name for name, value in names.items() if not value]
+        if len(missing) == 1:
+            raise ValueError(f"{missing[0]} is missing: a certificate is served with its key")
+        return self
+
+
+class OperatorSettings(Served):
     """Settings of `polaris operator`."""
 
     watch_namespaces: str = ""
@@ -86,9 +107,11 @@ class OperatorSettings(Settings):
     operator_namespace: str = ""
     """Namespace of the Lease that says which operator of an installation leads. Empty: the pod's own."""
     metrics_host: str = "0.0.0.0"  # noqa: S104  kubelet and Prometheus ask from outside
-    """Address of /metrics, /livez and /readyz."""
+    """Address of /metrics, /livez, /readyz and /v1/plan."""
     metrics_port: Port = 9090
-    """Port of /metrics, /livez and /readyz; 0: any free one."""
+    """Port of /metrics, /livez, /readyz and /v1/plan; 0: any free one."""
+    plan_audiences: str = "polaris"
+    """Audiences of the tokens that are accepted at /v1/plan, comma-separated."""
     workers: Annotated[int, Field(ge=1, le=64)] = 4
     """Objects that are reconciled at the same time."""
     resync_seconds: Seconds = 60
@@ -114,22 +137,6 @@ class Provider(BaseModel):
     models: list[dict[str, Any]] = []
 
 
-class _Served(Settings):
-    tls_cert_file: str = ""
-    """File with the certificate (PEM, its chain behind it) that is shown to callers; followed when it
-    changes, without a restart. Empty: plain HTTP."""
-    tls_key_file: str = ""
-    """File with that certificate's key."""
-
-    @model_validator(mode="after")
-    def _both_or_neither(self) -> Self:
-        names = {"POLARIS_TLS_CERT_FILE": self.tls_cert_file, "POLARIS_TLS_KEY_FILE": self.tls_key_file}
-        missing = [name for name, value in names.items() if not value]
-        if len(missing) == 1:
-            raise ValueError(f"{missing[0]} is missing: a certificate is served with its key")
-        return self
-
-
 class _Embedders(Settings):
     embedder: str = "local"
     """The provider `default`: `local` (the model in this process), or the base URL of a service that
@@ -147,7 +154,7 @@ class _Embedders(Settings):
     """Folder that holds the login's Secret as files, one a key; followed when it changes."""
 
 
-class ServiceSettings(_Embedders, _Served):
+class ServiceSettings(_Embedders, Served):
     """Settings of `polaris serve`."""
 
     host: str = "127.0.0.1"
@@ -208,7 +215,7 @@ class ServiceSettings(_Embedders, _Served):
 
     @model_validator(mode="after")
     def _open_only_on_loopback(self) -> Self:
-        if self.auth == "none" and self.host not in ("127.0.0.1", "::1", "localhost"):
+        if self.auth == "none" and self.host not in LOOPBACK:
             raise ValueError(f"auth none is for loopback only, and host is {self.host}")
         if self.auth == "tokens" and not self.tokens_file:
             raise ValueError("auth tokens needs POLARIS_TOKENS_FILE")
@@ -237,7 +244,7 @@ class WorkerSettings(_Embedders):
     new documents keep theirs."""
 
 
-class EmbedderSettings(_Served):
+class EmbedderSettings(Served):
     """Settings of `polaris embedder`."""
 
     host: str = "127.0.0.1"

@@ -43,6 +43,7 @@ from polaris.errors import (
 from polaris.names import FINALIZER, MANAGED_BY
 from polaris.spec import Kind
 from polaris.telemetry import logger
+from polaris_operator.callers import Caller
 from polaris_operator.lease import DURATION_SECONDS, Record
 from polaris_operator.objects import Key, Resource, Secret, Token
 
@@ -374,6 +375,50 @@ class KubernetesObjects:
             return False
         # With a client certificate beside it we are ourselves, whatever the token is.
         return bool(answer["status"]["userInfo"].get("username") == account)
+
+    # Who asks us, and may they
+
+    def review_token(self, token: str, audiences: Sequence[str]) -> Caller | None:
+        """Return whose token it is (TokenReview); None where it is nobody's, or not for these audiences."""
+        spec = {"token": token, "audiences": list(audiences)}
+        status = self._review("authentication.k8s.io/v1", "TokenReview", spec)
+        # An API server whose authenticator knows no audiences leaves the list out: not for us then.
+        if not status.get("authenticated") or set(audiences).isdisjoint(status.get("audiences") or ()):
+            return None
+        user = status.get("user", {})
+        extra = {key: tuple(values) for key, values in (user.get("extra") or {}).items()}
+        groups = tuple(user.get("groups") or ())
+        return Caller(user.get("username", ""), user.get("uid", ""), groups, extra)
+
+    def review_access(self, caller: Caller, key: Key, subresource: str, verb: str) -> bool:
+        """Return what RBAC says (SubjectAccessReview), or whichever authorizer the API server has."""
+        spec = {
+            "user": caller.name,
+            "uid": caller.uid,
+            "groups": list(caller.groups),
+            "extra": {name: list(values) for name, values in caller.extra.items()},
+            "resourceAttributes": {
+                "group": API_GROUP,
+                "resource": PLURALS[key.kind],
+                "subresource": subresource,
+                "verb": verb,
+                "namespace": key.namespace,
+                "name": key.name,
+            },
+        }
+        return bool(self._review("authorization.k8s.io/v1", "SubjectAccessReview", spec).get("allowed"))
+
+    def _review(self, group: str, kind: str, spec: Mapping[str, Any]) -> dict[str, Any]:
+        resource = f"{kind.lower()}s"
+        body = {"apiVersion": group, "kind": kind, "spec": spec}
+        try:
+            status: dict[str, Any] = self._call("POST", f"/apis/{group}/{resource}", body).get("status", {})
+        except Prerequisite:
+            raise ClusterUnavailable(
+                f"the Kubernetes API does not let the operator create {resource}:"
+                " bind its ServiceAccount to the ClusterRole system:auth-delegator"
+            ) from None
+        return status
 
     # The Lease
 

@@ -21,13 +21,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from prometheus_client import Gauge
+from prometheus_client import REGISTRY, Gauge
 
+from polaris.certificate import Certificate
 from polaris.errors import ClusterUnavailable, PolarisError
-from polaris.settings import OperatorSettings
+from polaris.settings import LOOPBACK, OperatorSettings
 from polaris.spec import Kind
 from polaris.telemetry import configure_logging, configure_tracing, logger
 from polaris_operator import events, probes
+from polaris_operator.callers import ClosedGate, Gate, KubernetesGate, OpenGate
 from polaris_operator.databases import Databases
 from polaris_operator.folder import ABSENT_SECONDS, FolderObjects
 from polaris_operator.kubernetes_api import (
@@ -40,6 +42,7 @@ from polaris_operator.lease import Candidate, Term, lease_name
 from polaris_operator.measured import OBJECTS
 from polaris_operator.objects import Key, Objects
 from polaris_operator.patrol import patrol
+from polaris_operator.planning import PATH, Planning
 from polaris_operator.queue import LONGEST_DELAY_SECONDS, Queue
 from polaris_operator.reconcile import Reconciler, Sides
 from polaris_operator.sides.database import Database
@@ -155,7 +158,9 @@ def run_operator(settings: OperatorSettings, kubeconfig: str = "") -> None:
         namespaces = [name.strip() for name in settings.watch_namespaces.split(",") if name.strip()]
         objects = KubernetesObjects(load_configuration(kubeconfig), namespaces, settings.installation)
         cluster = _Cluster(objects, settings, namespaces, stop)
-        with _probes(settings, live=cluster.alive, ready=cluster.ready):
+        audiences = [name.strip() for name in settings.plan_audiences.split(",") if name.strip()]
+        planning = Planning(cluster.leading, KubernetesGate(objects, audiences))
+        with _probes(settings, planning, live=cluster.alive, ready=cluster.ready):
             if _patiently(lambda: objects.installation, stop) is not None:
                 cluster.run()
 
@@ -169,7 +174,10 @@ def run_folder(settings: OperatorSettings, directory: Path, data: Path) -> None:
     ):
         operator = Operator(objects, workers=settings.workers, resync_seconds=settings.resync_seconds)
         _LEADS.set(1)
-        with _probes(settings, live=lambda: operator.alive, ready=objects.complete):
+        loopback = settings.metrics_host in LOOPBACK
+        gate: Gate = OpenGate() if loopback else ClosedGate()
+        planning = Planning(lambda: operator, gate, loopback=loopback)
+        with _probes(settings, planning, live=lambda: operator.alive, ready=objects.complete):
             operator.start()
             try:
                 # The first look tells what changed while nobody looked; the rest is looked at too.
@@ -184,10 +192,17 @@ def run_folder(settings: OperatorSettings, directory: Path, data: Path) -> None:
                 operator.stop()
 
 
+@contextlib.contextmanager
 def _probes(
-    settings: OperatorSettings, *, live: Callable[[], bool], ready: Callable[[], bool]
-) -> contextlib.AbstractContextManager[int]:
-    return probes.serving(settings.metrics_host, settings.metrics_port, live=live, ready=ready)
+    settings: OperatorSettings, planning: Planning, *, live: Callable[[], bool], ready: Callable[[], bool]
+) -> Iterator[None]:
+    certificate = Certificate.of(settings, REGISTRY)
+    routes = {PATH: planning}
+    with contextlib.ExitStack() as stack:
+        tls = None if certificate is None else stack.enter_context(certificate.followed())
+        host, port = settings.metrics_host, settings.metrics_port
+        stack.enter_context(probes.serving(host, port, live=live, ready=ready, routes=routes, tls=tls))
+        yield
 
 
 class _Cluster:
@@ -231,6 +246,10 @@ class _Cluster:
     def ready(self) -> bool:
         """Whether it could lead, or does."""
         return self._objects.complete() and self._candidate.answered
+
+    def leading(self) -> Operator | None:
+        """Return the operator of the term that lasts; None where this replica stands by."""
+        return self._operator if self._candidate.leads() else None
 
     def run(self) -> None:
         """Work until told to stop."""

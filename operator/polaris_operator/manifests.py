@@ -51,6 +51,29 @@ def read(file: Path) -> list[Manifest]:
     return [manifest for document in documents for manifest in _manifests(document, file.name)]
 
 
+def document_of(manifest: Manifest) -> dict[str, Any]:
+    """Return a manifest as the object that a person wrote down."""
+    metadata: dict[str, Any] = {"name": manifest.key.name, "namespace": manifest.key.namespace}
+    if manifest.annotations:
+        metadata["annotations"] = dict(manifest.annotations)
+    return {
+        "apiVersion": f"{API_GROUP}/{API_VERSION}",
+        "kind": manifest.key.kind,
+        "metadata": metadata,
+        "spec": dict(manifest.spec),
+    }
+
+
+def only(document: Any, where: str) -> Manifest:
+    """Return the manifest that a document is; raise InvalidManifest that names what is wrong."""
+    if not isinstance(document, dict):
+        raise InvalidManifest(f"{where}: a document is not a mapping")
+    if document.get("kind") != "PolarisIndex":
+        raise InvalidManifest(f"{where}: kind must be PolarisIndex", "/kind")
+    (manifest,) = _manifests(document, where)
+    return manifest
+
+
 def _manifests(document: Any, where: str) -> Iterator[Manifest]:
     if document is None:
         return

@@ -10,13 +10,13 @@ from pathlib import Path
 from fastapi import FastAPI
 
 import polaris
+from polaris.certificate import Certificate
 from polaris.settings import ServiceSettings
 from polaris.telemetry import configure_logging, configure_tracing, logger
 from polaris_service import problems
 from polaris_service.answer import generators
 from polaris_service.answer.answerer import Answerer
 from polaris_service.answer.measured import MeasuredGenerator
-from polaris_service.certificate import Certificate
 from polaris_service.database import Database, Purpose, Standby
 from polaris_service.direct import Direct
 from polaris_service.documents.loading import Loading

@@ -35,8 +35,8 @@ from prometheus_client import Histogram
 
 import polaris
 from polaris.errors import Conflict, DatabaseUnavailable, DeadlineExceeded, Overloaded, PolarisError
+from polaris.followed import LOOK_SECONDS
 from polaris.telemetry import logger, span
-from polaris_service.followed import LOOK_SECONDS
 from polaris_service.login import Login, read_login
 from polaris_service.metrics import Metrics
 

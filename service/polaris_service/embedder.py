@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
+from polaris.certificate import Certificate
 from polaris.settings import EmbedderSettings
 from polaris.telemetry import configure_logging, configure_tracing
-from polaris_service.certificate import Certificate
 from polaris_service.embed import repack
 from polaris_service.embed.local import LocalProvider, default_cache
 from polaris_service.embed.server import create_app

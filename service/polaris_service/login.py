@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from polaris.errors import DatabaseUnavailable
-from polaris_service.followed import pem, resolve
+from polaris.followed import pem, resolve
 
 _REQUIRED = ("username", "password", "host", "port", "dbname")
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from polaris.certificate import Certificate
 from polaris.settings import ServiceSettings
 from polaris_service.answer.answerer import Answerer
-from polaris_service.certificate import Certificate
 from polaris_service.database import Database
 from polaris_service.documents.loading import Loading
 from polaris_service.documents.store import Store

@@ -14,8 +14,8 @@ from typing import Any, TypeAlias
 
 import uvicorn
 
+from polaris.certificate import Certificate
 from polaris.telemetry import logger
-from polaris_service.certificate import Certificate
 
 # Together, and with the sleep before them, below the 30 or 60 s that a pod is given to end.
 _GRACE_SECONDS = 20

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 
 from polaris.errors import InvalidInput
-from polaris_service.followed import LOOK_SECONDS, Followed, pem
+from polaris.followed import LOOK_SECONDS, Followed, pem
 
 
 def transport(ca_file: Path | None) -> httpx.AsyncBaseTransport | None:

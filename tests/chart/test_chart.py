@@ -12,7 +12,7 @@ from chart.rendered import CHART, CRDS, NAMESPACE, ROOT, render
 from kube.cluster import Cluster
 from kube.helm import helm
 from polaris_operator.lease import lease_name
-from scenes.cluster import LEASE_RULES, RULES
+from scenes.cluster import DELEGATOR, LEASE_RULES, RULES
 
 pytestmark = pytest.mark.kubernetes
 
@@ -50,6 +50,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "TLS everywhere": (
         "--set=service.tls.secretName=service-tls",
         "--set=embedder.tls.secretName=embedder-tls",
+        "--set=operator.tls.secretName=operator-tls",
         "--set=monitoring.podMonitor.enabled=true",
         "--set=service.ingress.enabled=true",
         "--set=service.httpRoute.enabled=true",
@@ -103,7 +104,7 @@ def test_a_namespaced_install_makes_no_cluster_role() -> None:
     kinds = [o["kind"] for o in render(*VARIANTS["namespaced, its own namespace"])]
     assert "ClusterRole" not in kinds
     # TokenReview and SubjectAccessReview are cluster-wide by nature.
-    assert kinds.count("ClusterRoleBinding") == 1
+    assert kinds.count("ClusterRoleBinding") == 2, "of service and operator"
 
 
 def of(objects: list[dict[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
@@ -175,7 +176,7 @@ def test_with_certificates_everybody_speaks_https() -> None:
     said = {
         part: {e["name"]: e.get("value") for e in pod["containers"][0]["env"]} for part, pod in pods.items()
     }
-    for part in ("service", "embedder"):
+    for part in ("service", "embedder", "operator"):
         (container,) = pods[part]["containers"]
         assert container["ports"][0]["name"] == "https"
         for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
@@ -245,6 +246,15 @@ def test_a_service_of_some_is_still_scraped_and_tested() -> None:
     assert "ingress" not in of(render(*POLICIES, nobody), "NetworkPolicy")["operator"]["spec"]
 
 
+def test_a_pipeline_is_let_ask_for_a_plan_where_it_is_named() -> None:
+    pipelines = "--set=networkPolicy.operator.from[0].podSelector.matchLabels.app=pipeline"
+    objects = render(*POLICIES, pipelines)
+    (rule,) = of(objects, "NetworkPolicy")["operator"]["spec"]["ingress"]
+    assert rule["from"][-1] == {"podSelector": {"matchLabels": {"app": "pipeline"}}}
+    (port,) = of(objects, "Service")["operator"]["spec"]["ports"]
+    assert (port["port"], port["targetPort"]) == (9090, "http")
+
+
 def test_the_way_out_is_open_to_what_a_part_needs() -> None:
     def ports(*more: str) -> dict[str, set[int]]:
         return {
@@ -312,6 +322,14 @@ def test_the_operator_s_rights_are_those_with_which_it_is_tested() -> None:
     assert role["rules"] == RULES
     (lease,) = (o for o in objects if o["kind"] == "Role")
     assert (lease["metadata"]["namespace"], lease["rules"]) == (NAMESPACE, LEASE_RULES)
+    bound = [
+        o["roleRef"]["name"]
+        for o in objects
+        if o["kind"] == "ClusterRoleBinding"
+        for subject in o["subjects"]
+        if subject["name"].endswith("-operator")
+    ]
+    assert sorted(bound) == sorted([role["metadata"]["name"], DELEGATOR])
 
 
 @pytest.mark.parametrize("installation", ["", "one", "two"])

@@ -12,9 +12,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from docs.pages import ROOT
 from observe.running import PROGRAMS, Running, families
+from polaris.certificate import Certificate
 from polaris_operator.measured import MeasuredObjects, samples
 from polaris_operator.objects import Key
-from polaris_service.certificate import Certificate
 from tls.authority import Authority, mounted
 
 pytestmark = pytest.mark.postgres
@@ -51,7 +51,7 @@ def told(system: Running, tmp_path: Any) -> dict[str, dict[str, tuple[str, froze
     secret = mounted(tmp_path / "tls", Authority().pair())
     registry = CollectorRegistry(auto_describe=True)
     Certificate(secret.folder / "tls.crt", secret.folder / "tls.key", registry)
-    for program in ("service", "embedder"):
+    for program in ("operator", "service", "embedder"):
         found[program] |= families(generate_latest(registry).decode())
     return found
 

@@ -54,6 +54,9 @@ RULES: list[dict[str, Any]] = [
     },
 ]
 
+# And what Kubernetes itself has a role for: to ask who a caller is, and may they.
+DELEGATOR = "system:auth-delegator"
+
 # And in its own namespace: it makes its Lease, and works with no other. (Who may create can't be told names.)
 LEASE_RULES: list[dict[str, Any]] = [
     {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create"]},
@@ -105,6 +108,13 @@ def install(cluster: Cluster) -> None:
                     "kind": "ClusterRoleBinding",
                     "metadata": {"name": "polaris-operator"},
                     "roleRef": role,
+                    "subjects": [account],
+                },
+                {
+                    "apiVersion": f"{RBAC}/v1",
+                    "kind": "ClusterRoleBinding",
+                    "metadata": {"name": "polaris-operator-delegator"},
+                    "roleRef": {**role, "name": DELEGATOR},
                     "subjects": [account],
                 },
             ]

@@ -9,7 +9,7 @@ from typing import Any
 
 import uvicorn
 
-from polaris_service.certificate import Certificate
+from polaris.certificate import Certificate
 from polaris_service.serving import listening
 
 

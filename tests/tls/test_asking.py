@@ -22,11 +22,11 @@ from starlette.routing import Route
 
 from cli.program import here
 from embed.doubles import HashedProvider
+from polaris.certificate import Certificate
 from polaris.errors import EmbedderUnavailable, GeneratorUnavailable
 from polaris.settings import ServiceSettings, WorkerSettings
 from polaris_service.answer import generators
 from polaris_service.answer.prompt import Prompt
-from polaris_service.certificate import Certificate
 from polaris_service.embed.provider import Kind, Provider
 from polaris_service.embed.registry import Embedders
 from polaris_service.embed.server import create_app

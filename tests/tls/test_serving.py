@@ -14,9 +14,9 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry
 
+from polaris.certificate import Certificate
 from polaris.errors import InvalidInput
 from polaris.settings import EmbedderSettings, ServiceSettings
-from polaris_service.certificate import Certificate
 from service.made import Made, Secret
 from service.processes import Program, running
 from tls.authority import Authority, der, mounted, shown

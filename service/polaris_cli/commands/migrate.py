@@ -11,12 +11,12 @@ from sqlalchemy.exc import ArgumentError
 
 import polaris_migrations as migrations
 from polaris import names
+from polaris.followed import resolve
 from polaris.settings import MigrateSettings
 from polaris.spec import TlsMode
 from polaris_cli import show
 from polaris_cli.flags import Format, Output, WrongUsage, with_settings
 from polaris_operator.postgres import Identity, Postgres, Server
-from polaris_service.followed import resolve
 
 
 @with_settings(MigrateSettings)

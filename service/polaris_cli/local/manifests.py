@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from polaris import API_GROUP, API_VERSION
 from polaris.errors import InvalidManifest
 from polaris.spec import SPECS, PolarisDatabaseSpec, PolarisIndexSpec, check_transition, parse_spec
 from polaris_cli.flags import WrongUsage
@@ -85,16 +83,4 @@ def _readable(file: Path) -> dict[Key, Manifest]:
 
 
 def _text(held: Sequence[Manifest]) -> str:
-    return yaml.safe_dump_all([_document(manifest) for manifest in held], sort_keys=False)
-
-
-def _document(manifest: Manifest) -> dict[str, Any]:
-    metadata: dict[str, Any] = {"name": manifest.key.name, "namespace": manifest.key.namespace}
-    if manifest.annotations:
-        metadata["annotations"] = dict(manifest.annotations)
-    return {
-        "apiVersion": f"{API_GROUP}/{API_VERSION}",
-        "kind": manifest.key.kind,
-        "metadata": metadata,
-        "spec": dict(manifest.spec),
-    }
+    return yaml.safe_dump_all([manifests.document_of(manifest) for manifest in held], sort_keys=False)

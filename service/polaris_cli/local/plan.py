@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,22 +22,11 @@ from polaris_operator.folder import FolderObjects
 from polaris_operator.main import Operator
 from polaris_operator.manifests import Manifest
 from polaris_operator.objects import Key, Resource
-from polaris_operator.plan.approval import plan_hash
 from polaris_operator.postgres import Fence
+from polaris_operator.preview import Planned, look
 from polaris_operator.sides.database import Database
-from polaris_operator.sides.index import Index
 from polaris_operator.steps import Blocked, Plan
 from polaris_operator.world.database import DatabaseWorld
-
-
-@dataclass(frozen=True)
-class Planned:
-    """What would be done about one object."""
-
-    key: Key
-    plan: Plan
-    hash: str | None = None
-    """What `change.approvedPlan` names; None where there is nothing of an index to approve."""
 
 
 def plan(wanted: Sequence[Manifest], data: Path) -> Iterator[Planned]:
@@ -119,11 +108,7 @@ def _plan_index(objects: FolderObjects, databases: Databases, resource: Resource
     doors = databases.find(key, resource.key.namespace)
     if doors is None or isinstance(doors, Blocked):
         return Planned(resource.key, Plan(blocked=doors))
-    side = Index()
-    world = side.gather(resource, spec, doors, now)
-    found = side.plan(resource, spec, world, now)
-    every = (*found.steps, *found.withheld, *found.aside)
-    return Planned(resource.key, found, plan_hash(spec, world.index, every) if every else None)
+    return look(resource, doors, now)
 
 
 def _settle(databases: Databases, database: Resource, now: datetime) -> None:

@@ -18,11 +18,11 @@ from prometheus_client import Counter
 from starlette.requests import ClientDisconnect
 
 import polaris
+from polaris.certificate import Certificate
 from polaris.errors import EmbedderUnavailable, InvalidInput, NotFound, PolarisError, TooLarge
 from polaris.telemetry import logger
 from polaris_service import problems
 from polaris_service.bodies import read_json
-from polaris_service.certificate import Certificate
 from polaris_service.embed.provider import Kind, OfferedModel, Provider, Vectors
 from polaris_service.metrics import HttpMetrics
 from polaris_service.observed import Observed

@@ -17,8 +17,8 @@ from typing import Any, Self
 
 from prometheus_client import CollectorRegistry, Gauge
 
-from polaris.settings import EmbedderSettings, ServiceSettings
-from polaris_service.followed import LOOK_SECONDS, Followed, pem
+from polaris.followed import LOOK_SECONDS, Followed, pem
+from polaris.settings import Served
 
 # OpenSSL's X509_V_FLAG_NO_CHECK_TIME, which the ssl module does not name: an expired certificate is
 # served and measured like any other; to refuse it is the caller's part.
@@ -52,7 +52,7 @@ class Certificate:
         )
 
     @classmethod
-    def of(cls, settings: ServiceSettings | EmbedderSettings, registry: CollectorRegistry) -> Self | None:
+    def of(cls, settings: Served, registry: CollectorRegistry) -> Self | None:
         """Return the one that the settings name; None where they name none: plain HTTP."""
         if not settings.tls_cert_file:
             return None
