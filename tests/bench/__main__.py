@@ -7,12 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import cluster, fleet, ingest, local, machine, ready, scale, search, up
+from bench import cluster, fleet, ingest, local, machine, ready, sampling, scale, search, up
 from bench.corpus import Corpus
 from bench.figures import Report
 from polaris.settings import OperatorSettings
 
-_LOCAL = ("ingest", "search")
+_LOCAL = ("ingest", "search", sampling.BENCH)
 _SCALE = "scale"
 _CLUSTER = ("ready", "operator")
 _BENCHES = (*_LOCAL, _SCALE, *_CLUSTER, up.BENCH)
@@ -80,6 +80,8 @@ def _run_local(asked: argparse.Namespace, report: Report) -> None:
         name = ingest.run(system, documents, loads, report)
         if "search" in asked.benches:
             search.run(system, name, documents, search.Sizes(asked.rounds, asked.seconds), report)
+        if sampling.BENCH in asked.benches:
+            sampling.run(system, name, documents, search.Sizes(asked.rounds, asked.seconds), report)
 
 
 def _run_cluster(asked: argparse.Namespace, report: Report) -> None:

@@ -53,9 +53,7 @@ def run(local: Local, name: str, documents: Corpus, sizes: Sizes, report: Report
         Figure(BENCH, f"recall@{K} over HTTP", "share", (questions.recall_over_http(),), RECALL),
         Figure(BENCH, f"recall@{K} of bare SQL", "share", (questions.recall_of_sql(statement),), RECALL),
     )
-    bodies = local.folder / "bodies"
-    bodies.write_text("".join(f"{body}\n" for body in documents.bodies(K)))
-    service = http(Target(local.service.host, local.service.port, path, bodies))
+    service = load_of(local, path, documents)
     vectors = local.folder / "questions.npy"
     np.save(vectors, documents.questions)
     asyncpg = Asyncpg(local.database.dsn, statement.text, statement.ef, vectors)
@@ -65,6 +63,13 @@ def run(local: Local, name: str, documents: Corpus, sizes: Sizes, report: Report
         + f" on both sides, k = {K}; load over HTTP by {service.name}; POLARIS_AUTH=none on the loopback"
     )
     _report(_rounds(service, pgbench, asyncpg, sizes), report)
+
+
+def load_of(local: Local, path: str, documents: Corpus) -> Load:
+    """Return what asks the questions of a corpus over HTTP, as fast as it is answered."""
+    bodies = local.folder / "bodies"
+    bodies.write_text("".join(f"{body}\n" for body in documents.bodies(K)))
+    return http(Target(local.service.host, local.service.port, path, bodies))
 
 
 # --- what is asked ---------------------------------------------------------------------------------
@@ -225,4 +230,4 @@ def _report(rounds: Sequence[_Round], report: Report) -> None:
     )
 
 
-__all__ = ["Sizes", "run"]
+__all__ = ["Sizes", "load_of", "run"]

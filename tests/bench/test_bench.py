@@ -78,7 +78,7 @@ def test_percentiles_are_of_requests_that_happened() -> None:
 @pytest.mark.unit
 def test_without_a_word_all_are_run_at_full_size() -> None:
     asked = program.arguments([])
-    assert asked.benches == ["ingest", "search", "scale", "ready", "operator", "up"]
+    assert asked.benches == ["ingest", "search", "sampling", "scale", "ready", "operator", "up"]
     assert (asked.rows, asked.indexes, asked.repetitions) == (100_000, 1000, 10)
     assert program.arguments(["search", "--rows", "10"]).benches == ["search"]
 
@@ -123,12 +123,13 @@ def test_our_own_load_generator_counts_answers_and_refuses_errors(tmp_path: Path
 @pytest.mark.postgres
 def test_search_and_ingest_are_measured_against_their_baselines(tmp_path: Path) -> None:
     sizes = ["--rows", "1500", "--queries", "40", "--rounds", "1", "--seconds", "0.5", "--loads", "1"]
-    report = program.run(program.arguments(["ingest", "search", *sizes, "--resync", "1"]))
+    report = program.run(program.arguments(["ingest", "search", "sampling", *sizes, "--resync", "1"]))
     figures = {figure.name: figure for figure in report.figures}
-    assert all(figure.low > 0 for figure in report.figures)
+    # What measuring costs may be less than what two rounds differ by.
+    assert all(figure.low > 0 for figure in report.figures if figure.unit != "share of time")
     # Both sides run one statement, so what they find is the same.
     assert figures["recall@10 over HTTP"].median == figures["recall@10 of bare SQL"].median > 0.9
-    assert {figure.bench for figure in report.figures if figure.goal} == {"ingest", "search"}
+    assert {figure.bench for figure in report.figures if figure.goal} == {"ingest", "search", "sampling"}
     _shown_and_written(report, tmp_path)
 
 

@@ -101,8 +101,17 @@ def test_a_review_may_have_all_of_it_judged_and_writes_nothing(judge: Cluster) -
         assert judge.kubectl("get", "pgdb", "-n", rag, "-o", "name").stdout == ""
         # Whatever somebody lets it do one day, to subresources too.
         judge.kubectl("create", "clusterrolebinding", rag, "--clusterrole=cluster-admin", f"--user={review}")
-        token = judge.kubectl("create", "token", "review", "-n", rag, f"--as={review}", check=False)
-        assert "reviews only ask" in token.stderr
+        # What was bound a moment ago holds a moment later.
+        deadline = time.monotonic() + 60
+        while (
+            "reviews only ask"
+            not in (
+                token := judge.kubectl("create", "token", "review", "-n", rag, f"--as={review}", check=False)
+            ).stderr
+        ):
+            assert token.returncode
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
         judge.kubectl("apply", "-f", "-", input=database)  # Nobody else is asked.
     finally:
         judge.kubectl("delete", "clusterrolebinding", rag, "--ignore-not-found")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from operator_index.place import MAIN, Place, index_manifest, said_of
+from operator_index.place import MAIN, Place, catalog_of, index_manifest, place_in, said_of
 from operator_index.worlds import CATALOG, NOW, resource, row, spec
 from polaris.status import Reason
 from polaris_cli.up.postgres import LocalPostgres
@@ -405,3 +405,29 @@ def test_only_what_nobody_wants_any_more_is_collected(
 ) -> None:
     here = Key("PolarisDatabase", "team", "main")
     assert is_orphan(row(spec(), state=state), CATALOG, found, here, known=known) == orphan
+
+
+def test_an_installation_in_another_database_of_the_server_is_left_alone(
+    here: Place, postgres: LocalPostgres
+) -> None:
+    """Roles are the server's, and both have an index of the same name: nothing is taken for one's own."""
+    with place_in(postgres) as there:
+        there.go(MAIN)
+        there.offer()
+        keys = [place.ready(access=[{"name": "bi", "secretName": "bi"}]) for place in (here, there)]
+        there.fill(keys[1], 20)
+        before = there.fingerprint(keys[1]), there.sql("SELECT rolname FROM pg_roles ORDER BY 1")
+
+        here.put(index_manifest(index={"m": 8}, access=[]))
+        here.go_until(keys[0], "Ready")
+        here.put(index_manifest(deletionPolicy="Delete", undeleteSeconds=0))
+        here.go(keys[0])
+        here.remove(keys[0])
+        here.until(keys[0], lambda _: here.objects.get(keys[0]) is None)
+
+        there.go()
+        assert there.fingerprint(keys[1]) == before[0]
+        gone = {row[0] for row in before[1]} - {row[0] for row in there.sql("SELECT rolname FROM pg_roles")}
+        assert gone
+        assert not any(role.startswith(f"polaris_{catalog_of(there.database)}_") for role in gone)
+        assert said_of(there.go(keys[1]), "Ready")["status"] == "True"

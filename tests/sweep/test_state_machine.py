@@ -2,7 +2,7 @@
 
 After each step: no document is gone whose removal nobody asked for; nobody can log in whom the ledger does
 not know; a status is of no later spec than there is; Ready means that the catalogs agree; the index beside
-it is as it was.
+it is as it was; what waits for an approval is not made true without one.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ EDITS: dict[str, list[Any]] = {
     "attributes": [[], [{"name": "lang", "type": "keyword"}], [{"name": "year", "type": "integer"}]],
     "access": [[], [{"name": "reporting"}]],
     "search": [{"targetRecallPercent": 90}, {"targetRecallPercent": 98}],
-    "change": [{"retainPreviousSeconds": 0}, {"retainPreviousSeconds": 3600}],
+    "change": [{"retainPreviousSeconds": 0}, {"retainPreviousSeconds": 3600}, {"approval": "All"}],
     "deletionPolicy": ["Retain", "Delete"],
     "undeleteSeconds": [0, 259200],
     "drift": ["Repair", "Report"],
@@ -66,6 +66,7 @@ HARMS = {
     "sessions": "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
     " WHERE datname = current_database() AND application_name LIKE 'polaris-operator%%'",
 }
+_CHANGED = ("embedding", "index", "attributes")
 _UNKNOWN = """
 SELECT r.rolname, g.rolname FROM pg_auth_members m JOIN pg_roles r ON r.oid = m.member
 JOIN pg_roles g ON g.oid = m.roleid
@@ -91,6 +92,12 @@ class Life(RuleBasedStateMachine):
         """Documents whose removal nobody has asked for."""
         self.fresh = False
         """Whether a round of passes has been made over all that there is."""
+        self.approved: list[Any] = []
+        """What somebody agreed to, ever."""
+        self.made: Any = None
+        """What was made true when that was looked at last, and"""
+        self.guarded = False
+        """whether each change of it had to be agreed to."""
         self.key = Key("PolarisIndex", TEAM, f"life{next(self.numbers)}")
 
     @initialize(
@@ -124,6 +131,13 @@ class Life(RuleBasedStateMachine):
     @rule(data=st.data(), field=st.sampled_from(sorted(EDITS)))
     def edit(self, data: st.DataObject, field: str) -> None:
         self.spec = {**self.spec, field: data.draw(st.sampled_from(EDITS[field]), label=field)}
+        self._ask()
+
+    @precondition(lambda self: self.wanted and self._waiting())
+    @rule()
+    def approve(self) -> None:
+        self.spec = {**self.spec, "change": {"approval": "All", "approvedPlan": self._waiting()}}
+        self.approved.append(self._asked())
         self._ask()
 
     @precondition(lambda self: self.wanted)
@@ -227,13 +241,25 @@ class Life(RuleBasedStateMachine):
             assert query(secret.data, f"SELECT count(*) FROM {identifier(schema)}.chunks")
 
     @invariant()
+    def nothing_changes_without_the_approval_that_it_needs(self) -> None:
+        rows = self.on.sql(
+            f"SELECT spec FROM polaris.indexes WHERE name = '{self.key.name}' AND state = 'active'"
+            " AND spec IS NOT NULL"
+        )
+        made = _content(rows[0][0]) if rows else None
+        if self.guarded and None not in (made, self.made) and made != self.made:
+            assert made in self.approved
+        self.made = made
+        self.guarded = self.spec.get("change", {}).get("approval") == "All"
+
+    @invariant()
     def nothing_of_another_object_was_touched(self) -> None:
         assert list(differences(self.beside, beside(self.on))) == []
 
     def teardown(self) -> None:
         """Whatever it was, it comes true; and it can be ended."""
         if self.wanted:
-            self.spec = {**self.spec, "suspend": False, "drift": "Repair"}
+            self.spec = {**self.spec, "suspend": False, "drift": "Repair", "change": {}}
             self._ask()
         self.on.stand()
         self.fresh = True
@@ -258,6 +284,19 @@ class Life(RuleBasedStateMachine):
         }
         self.on.index(self.key, annotations, **spec)
         self.wanted, self.fresh = True, False
+
+    def _asked(self) -> Any:
+        """Return what the object asks for, with what it leaves out."""
+        return _content(self.on.scene.read(self.key).spec)
+
+    def _waiting(self) -> str:
+        """Return the hash of the plan that waits for an approval, as the status says it."""
+        found = self.on.scene.objects.get(self.key)
+        status = dict(found.status) if found else {}
+        waits = said_of(status, "Stalled").get("reason") == "ApprovalRequired"
+        if not waits or found is None or status["observedGeneration"] != found.generation:
+            return ""
+        return str(status["plan"]["hash"])
 
     def _lives(self) -> bool:
         """Whether the object is there to stay: what is put while it is on its way out goes with it."""
@@ -287,6 +326,12 @@ class Life(RuleBasedStateMachine):
             for (schema,) in schemas
             for (document,) in self.on.sql(statement.format(place=identifier(schema)))
         }
+
+
+def _content(spec: Any) -> Any:
+    whole = parse_spec(PolarisIndexSpec, {"databaseRef": {"name": "any"}, **spec})
+    plain = whole.model_dump(mode="json", by_alias=True)
+    return {field: plain[field] for field in _CHANGED}
 
 
 def beside(on: Stage) -> Any:
