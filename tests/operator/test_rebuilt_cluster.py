@@ -12,8 +12,18 @@ import pytest
 from kube.cluster import Cluster
 from parts.servers import run
 from polaris.sql import identifier
+from polaris_operator.lease import lease_name
 from polaris_operator.objects import Key
-from scenes.cluster import OperatorProcess, apply, eventually, get, path, says
+from scenes.cluster import (
+    OPERATOR_ACCOUNT,
+    OPERATOR_NAMESPACE,
+    OperatorProcess,
+    apply,
+    eventually,
+    get,
+    path,
+    says,
+)
 from scenes.town import Town
 
 pytestmark = [pytest.mark.postgres, pytest.mark.kubernetes]
@@ -23,11 +33,22 @@ ROWS = 40
 
 @pytest.fixture
 def operator(installed_cluster: Cluster, town: Town, tmp_path: Path) -> Iterator[OperatorProcess]:
+    installation = f"production-{town.namespace}"
+    # As the chart grants it: to work with the Lease of this installation.
+    lead = ("-n", OPERATOR_NAMESPACE, town.namespace)
+    installed_cluster.kubectl(
+        *("create", "role", *lead, "--verb=get,update", "--resource=leases.coordination.k8s.io"),
+        f"--resource-name={lease_name(installation)}",
+    )
+    installed_cluster.kubectl(
+        *("create", "rolebinding", *lead, f"--role={town.namespace}"),
+        f"--serviceaccount={OPERATOR_NAMESPACE}:{OPERATOR_ACCOUNT}",
+    )
     made = OperatorProcess(
         installed_cluster,
         tmp_path,
         POLARIS_WATCH_NAMESPACES=town.namespace,
-        POLARIS_INSTALLATION=f"production-{town.namespace}",
+        POLARIS_INSTALLATION=installation,
     )
     made.start()
     yield made
