@@ -33,9 +33,10 @@ log = logger(__name__)
 TOP = 10
 # Comparing every row takes nearly all of the time: until when rows, questions and filters may take it.
 _ROWS_SHARE, _QUESTIONS_SHARE, _EXACT_SHARE = 0.35, 0.5, 0.7
-# Up to so many rows the sample is drawn from all of them, beyond from some blocks.
-_FEW_ROWS = 5000
-_BLOCK_SAMPLE_ROWS = 500
+# Up to so many rows the sample is drawn from all of them, beyond from some blocks: many, as what came in
+# together stands together, and may be found better or worse than the rest.
+_FEW_ROWS = 20_000
+_BLOCK_SAMPLE_ROWS = 10_000
 _WITH_FILTER = 64
 """Vectors that are looked for with a filter."""
 _ATTRIBUTES = 1000
