@@ -100,4 +100,7 @@ class Sample:
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(self._every_seconds)
-            await self.flush()
+            try:
+                await self.flush()
+            except Exception:  # noqa: BLE001  it is logged, and nothing else may end the loop
+                _log.exception("questions not kept")
